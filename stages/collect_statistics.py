@@ -1,0 +1,52 @@
+"""Run the calibration samples through the FP32 model once and store their statistics.
+
+What is stored serves every preset, mode, estimator, aggregator, ignored scope and model type on the target device;
+`quantize` and everything after it compute from it without another inference.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from stages import artifacts
+from stages.schema import Config
+from stages.stage import run
+
+NAME = "collect_statistics"
+
+
+def main(config: Config) -> dict[str, Any]:
+    """Write build/collect_statistics."""
+    import numpy as np
+    import openvino as ov
+
+    from stages.progress import progress
+    from stages.quantization.graph import read_graph
+    from stages.quantization.points import statistics_points
+    from stages.quantization.schemes import read_target
+    from stages.quantization.statistics import collect, save
+    from stages.runtime import engine
+    from stages.samples import calibration_samples
+
+    model = engine.core().read_model(artifacts.folder("prepare") / "model.xml")
+    samples = calibration_samples(config)
+    points = statistics_points(read_graph(model), read_target(config.target_device), every_channel=_every_channel(config))
+
+    def infer(instrumented: ov.Model) -> Iterator[list[np.ndarray]]:
+        compiled = engine.compile(instrumented, config.engine, "f32")
+        return engine.infer(compiled, progress(samples, NAME, total=len(samples)))
+
+    statistics = collect(model, points, config.collect_statistics.outlier_probs, infer, len(samples))
+    with artifacts.writing(artifacts.folder(NAME)) as folder:
+        save(statistics, folder)
+    return {"samples": len(samples), "tensors": len(points.tensors)}
+
+
+def _every_channel(config: Config) -> bool:
+    """Whether activations may be quantized per channel anywhere."""
+    return config.quantization.activations.granularity == "perchannel"
+
+
+if __name__ == "__main__":
+    run(NAME, main)

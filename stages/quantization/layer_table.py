@@ -1,0 +1,119 @@
+"""The per-layer table: how each input of each layer is quantized, how much noise that makes, and what the layer costs.
+
+One row per layer and input port. Columns, the same for every model; MLflow compares runs by the first and shows the second:
+
+    layer           name and input port, `conv1:0`. Where several quantizers serve one input, through a Concat, the quantized
+                    tensor is named too: `conv1:0 < relu2`
+    sqnr_db         signal-to-quantization-noise ratio of the quantized tensor in dB (see noise.py)
+    kind            weights, activations, or float
+    bits, mode, granularity, levels
+    estimator       how the range was estimated: lower border / upper border
+    low, high       borders of the range, the widest over channels
+    run_time_share  share of the INT8 model's run time, of the layer with all that is fused into it; counted once, in the
+                    row of its first port; null where the runtime reports no time of its own for the layer
+    runs_as         the runtime's kernel, or `in NAME` where the layer is fused into another one
+    bias            for weights: corrected, or why the layer's bias was left alone
+    type            operation type
+    port            input port; null where the whole operation stays float
+    float_reason    why the input, or the whole operation, stays float
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from stages.runtime.latency import NodeTime
+
+COLUMNS = (
+    "layer",
+    "sqnr_db",
+    "kind",
+    "bits",
+    "mode",
+    "granularity",
+    "levels",
+    "estimator",
+    "low",
+    "high",
+    "run_time_share",
+    "runs_as",
+    "bias",
+    "type",
+    "port",
+    "float_reason",
+)
+
+Row = dict[str, Any]
+
+
+def layer_table(
+    quantizers: Mapping[str, Any], corrections: Mapping[str, Any], noise: Mapping[str, float | None], times: Iterable[NodeTime]
+) -> list[Row]:
+    """Joins what is known of every layer.
+
+    Args:
+        quantizers: Content of quantizers.json.
+        corrections: Content of corrections.json.
+        noise: SQNR in dB by quantizer name; may lack any of them.
+        times: Executed nodes of the INT8 model; empty where the runtime tells nothing.
+
+    Returns:
+        Rows with `COLUMNS` as keys: the quantized inputs in the order of quantizers.json, then what stays float.
+    """
+    costs = _costs(list(times))
+    biases = {entry["name"]: "corrected" for entry in corrections["corrected"]}
+    biases |= {entry["name"]: f"left: {entry['reason']}" for entry in corrections["left"]}
+    served = Counter((layer["name"], layer["port"]) for entry in quantizers["quantizers"] for layer in entry["layers"])
+    rows = []
+    for entry in quantizers["quantizers"]:
+        for layer in entry["layers"]:
+            row = _row(layer["name"], layer["type"], layer["port"], entry["kind"])
+            row |= {key: entry[key] for key in ("bits", "mode", "granularity", "levels")}
+            row |= {"estimator": _estimator(entry["estimator"]), "low": min(entry["input_low"]), "high": max(entry["input_high"])}
+            if served[layer["name"], layer["port"]] > 1:
+                row["layer"] += f" < {entry['source']['name']}"
+            row["sqnr_db"] = noise.get(entry["name"])
+            row["bias"] = biases.get(layer["name"]) if entry["kind"] == "weights" else None
+            rows.append(row)
+    rows += [
+        _row(entry["name"], entry["type"], entry["port"], "float") | {"float_reason": entry["reason"]} for entry in quantizers["float"]
+    ]
+    charged = set()
+    for row, name in sorted(((row, row.pop("name")) for row in rows), key=lambda pair: pair[0]["port"] or 0):
+        if name in costs and name not in charged:
+            row["run_time_share"], row["runs_as"] = costs[name]
+            charged.add(name)
+    return rows
+
+
+def _row(name: str, kind: str, port: int | None, group: str) -> Row:
+    layer = name if port is None else f"{name}:{port}"
+    return {"name": name, **dict.fromkeys(COLUMNS), "layer": layer, "type": kind, "port": port, "kind": group}
+
+
+def _estimator(estimator: Mapping[str, Any]) -> str:
+    """Both borders in words, `mean of min / mean of quantile 0.01`; a single one where they are the same."""
+
+    def border(entry: Mapping[str, Any]) -> str:
+        probability = f" {entry['outlier_prob']:g}" if entry.get("outlier_prob") is not None and "quantile" in entry["type"] else ""
+        clipping = f" <= {entry['clipping_value']:g}" if entry.get("clipping_value") is not None else ""
+        return (f"{entry['aggregator']} of " if entry.get("aggregator") else "") + entry["type"] + probability + clipping
+
+    return " / ".join(dict.fromkeys(border(estimator[side]) for side in ("min", "max") if estimator.get(side)))
+
+
+def _costs(times: list[NodeTime]) -> dict[str, tuple[float | None, str]]:
+    """By layer name: its share of the run time and its kernel, or the layer that it is fused into."""
+    total = sum(node.microseconds for node in times)
+    main: dict[str, tuple[float, str]] = {}
+    fused: dict[str, str] = {}
+    for node in times:
+        for name in node.layers[:1]:
+            share = main.get(name, (0.0, ""))[0] + (node.microseconds / total if total else 0.0)
+            main[name] = share, node.implementation
+        for name in node.layers[1:]:
+            fused.setdefault(name, f"in {node.layers[0]}")
+    costs: dict[str, tuple[float | None, str]] = {name: (None, place) for name, place in fused.items()}
+    return costs | {name: (round(share, 4), kernel) for name, (share, kernel) in main.items()}

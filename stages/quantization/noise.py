@@ -1,0 +1,101 @@
+"""Signal-to-quantization-noise ratio (SQNR) of every quantizer: how much of a tensor survives its rounding and clipping.
+
+The ratio is the power of the floating-point tensor over the power of the error that its FakeQuantize alone makes, in
+decibels: 10 dB less noise is a tenth of the power, one bit more is worth about 6 dB. Errors that arrive from earlier
+layers are not in it, so a low ratio names the layer that causes a problem instead of all layers behind it.
+
+The tensors are those of the aligned model (`aligned_model`): that is what the ranges are for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import openvino as ov
+from numpy.typing import NDArray
+from openvino import opset13 as operations
+
+from stages.quantization.build import build
+from stages.quantization.graph import constant_value, read_graph
+from stages.quantization.plan import Plan
+from stages.quantization.ranges import Range
+from stages.quantization.schemes import ACTIVATIONS, WEIGHTS
+from stages.quantization.solve import dequantized_weights, quantized_constant, range_shape
+from stages.quantization.statistics import Statistics
+
+
+def aligned_model(model: ov.Model, statistics: Statistics, plan: Plan) -> ov.Model:
+    """The floating-point model after channel alignment, to which the plan's ranges belong; it computes the same."""
+    return build(model, statistics, replace(plan, quantizers=()))[0]
+
+
+def ranges_from_json(data: Mapping[str, Any]) -> dict[str, Range]:
+    """The ranges by quantizer name, as `quantizers.json` holds them: a scalar, or [C] per channel."""
+
+    def border(values: list[float]) -> NDArray[np.float64]:
+        return np.asarray(values[0] if len(values) == 1 else values, np.float64)
+
+    return {entry["name"]: Range(border(entry["input_low"]), border(entry["input_high"])) for entry in data["quantizers"]}
+
+
+def decibels(signal: float, noise: float) -> float | None:
+    """A power ratio in decibels, rounded to what is worth reading; None where there is no signal or no noise."""
+    return round(10.0 * float(np.log10(signal / noise)), 2) if signal > 0 and noise > 0 else None
+
+
+def weight_noise(model: ov.Model, plan: Plan, ranges: Mapping[str, Range]) -> dict[str, float | None]:
+    """SQNR in dB of the weight quantizers of a floating-point model, by quantizer name."""
+    graph = read_graph(model)
+    noise: dict[str, float | None] = {}
+    for quantizer in plan.quantizers:
+        if quantizer.kind == WEIGHTS:
+            weights = constant_value(quantized_constant(graph, quantizer)).astype(np.float64)
+            error = dequantized_weights(graph, quantizer, weights, ranges[quantizer.name]) - weights
+            noise[quantizer.name] = decibels(float(np.sum(weights**2)), float(np.sum(error**2)))
+    return noise
+
+
+class ActivationNoise:
+    """SQNR of the activation quantizers, measured within the floating-point model while it runs.
+
+    `model` is a copy of the floating-point model whose only outputs are, per quantizer, the sums of squares of the tensor
+    and of its quantization error, in the order in which they are computed (another order costs memory and time). Compile
+    and run it in f32, and hand the outputs of every inference to `ratios`.
+    """
+
+    def __init__(self, model: ov.Model, plan: Plan, ranges: Mapping[str, Range]) -> None:
+        self.model = model.clone()
+        graph = read_graph(self.model)
+        quantizers = [quantizer for quantizer in plan.quantizers if quantizer.kind == ACTIVATIONS]
+        quantizers.sort(key=lambda quantizer: (graph.by_name[quantizer.source.name].order, quantizer.source.port))
+        self.names = [quantizer.name for quantizer in quantizers]
+        results = []
+        for quantizer in quantizers:
+            node = graph.by_name[quantizer.source.name]
+            shape = node.shapes[quantizer.source.port] or ()
+            source = node.operation.output(quantizer.source.port)
+            spread = range_shape(graph, quantizer, shape)
+            low, high = (border.astype(np.float32).reshape(spread if border.size > 1 else ()) for border in ranges[quantizer.name])
+            quantized = operations.fake_quantize(source, low, high, low, high, quantizer.scheme.levels(ACTIVATIONS))
+            error = operations.subtract(quantized, source)
+            axes = np.arange(len(shape), dtype=np.int64)
+            squares = (operations.multiply(tensor, tensor) for tensor in (source, error))
+            results += [operations.result(operations.reduce_sum(square, axes)) for square in squares]
+        for result in list(self.model.get_results()):
+            self.model.remove_result(result)
+        self.model.add_results(results)
+        self.model.validate_nodes_and_infer_types()
+
+    def ratios(self, outputs: Iterable[Sequence[NDArray[Any]]]) -> dict[str, float | None]:
+        """SQNR in dB by quantizer name: signal over error power of all inferences together.
+
+        Args:
+            outputs: Of each inference, in the model's order.
+        """
+        power = np.zeros((len(self.names), 2))
+        for values in outputs:
+            power += np.array([float(value) for value in values]).reshape(power.shape)
+        return {name: decibels(signal, error) for name, (signal, error) in zip(self.names, power, strict=True)}

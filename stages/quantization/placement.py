@@ -1,0 +1,279 @@
+"""Where FakeQuantize nodes go: insertion before quantizable operations, then movement up, merging and removal.
+
+Works on a private copy of the graph view with FakeQuantize nodes in it (pot_behaviour.md sections 2.5 and 2.6).
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+from stages.quantization.graph import Edge, Graph, Node, Port, operation_kind, walk, weight_constant
+from stages.quantization.schemes import ACTIVATIONS, WEIGHTS, Target
+
+FAKE_QUANTIZE = "FakeQuantize"
+
+# Operations that a quantizer jumps over by moving to their first input, to all inputs, or to all non-constant inputs.
+JUMP_FIRST_INPUT = frozenset(
+    {"ReduceMax", "MaxPool", "Reshape", "Squeeze", "Unsqueeze", "Split", "VariadicSplit", "Tile", "Transpose", "StridedSlice"}
+    | {"ShuffleChannels", "Broadcast", "Minimum", "Maximum", "DepthToSpace", "Gather"}
+)
+JUMP_ALL_INPUTS = frozenset({"Concat"})
+JUMP_MOVING_INPUTS = frozenset({"Pad", "ConvertLike"})
+JUMPABLE = JUMP_FIRST_INPUT | JUMP_ALL_INPUTS | JUMP_MOVING_INPUTS
+# What may lie between a branching operation and its quantizers without forbidding a quantizer above the branch.
+HARMLESS = JUMPABLE | {"Interpolate", "Result", "AvgPool", "ReduceMean", FAKE_QUANTIZE}
+
+FIRST_PORT_ONLY = frozenset({"Interpolate", "Power", "ReduceMean", "NormalizeL2", "MVN"})
+RECURRENT_PORTS = {"LSTMSequence": (0, 1, 4, 5), "GRUSequence": (0, 1, 3, 4)}
+TWO_OPERANDS = frozenset({"Convolution", "GroupConvolution", "ConvolutionBackpropData", "MatMul"})
+
+
+@dataclass
+class Placement:
+    """The graph with FakeQuantize nodes, and why other inputs have none."""
+
+    graph: Graph
+    quantizers: list[Node]
+    floats: list[tuple[Node, int | None, str]]  # node, port (None: the whole operation), reason
+    requested: list[Edge]  # inputs of operations before which a quantizer was first put
+
+
+def place(graph: Graph, target: Target, skipped: dict[Node, str], ignored: dict[Node, str]) -> Placement:
+    """Put FakeQuantize nodes into a copy of `graph`.
+
+    skipped: nodes of ignored blocks; they get no quantizer and none moves up through them.
+    ignored: nodes that the user (or the model type) excludes; they get no quantizer, but others may move through them.
+    Both with the reason.
+    """
+    original = graph.nodes
+    graph = graph.copy()
+    twin = dict(zip(original, graph.nodes, strict=True))
+    work = _Work(graph, target, {twin[node]: why for node, why in skipped.items()}, {twin[node]: why for node, why in ignored.items()})
+    work.insert_all()
+    work.move_up()
+    work.merge_siblings()
+    return Placement(graph, work.quantizers(), work.floats, work.requested)
+
+
+def is_scale_shift(node: Node) -> bool:
+    """A Multiply with a constant whose consumer adds a constant: a batch normalisation of its own."""
+    if node.type != "Multiply" or not node.inputs[1].node.constant:
+        return False
+    first = next(node.all_consumers(), None)
+    return first is not None and first.node.type == "Add" and first.node.inputs[1].node.constant
+
+
+class _Work:
+    def __init__(self, graph: Graph, target: Target, skipped: dict[Node, str], ignored: dict[Node, str]) -> None:
+        self.graph = graph
+        self.target = target
+        self.skipped = skipped
+        self.ignored = self._with_consumers_of_agnostic(ignored)
+        self.floats: list[tuple[Node, int | None, str]] = []
+        self.requested: list[Edge] = []
+        self.inserted: list[Node] = []
+
+    def agnostic(self, node: Node) -> bool:
+        return node.type in self.target.pass_through
+
+    def quantizers(self) -> list[Node]:
+        """The FakeQuantize nodes that are still in the graph, by name."""
+        return sorted((node for node in self.inserted if any(node.consumers[0])), key=lambda node: node.name)
+
+    def _with_consumers_of_agnostic(self, ignored: dict[Node, str]) -> dict[Node, str]:
+        result = dict(ignored)
+        for node, reason in ignored.items():
+            if self.agnostic(node):
+                for edge in node.all_consumers():
+                    result.setdefault(edge.node, f"consumes {node.name}: {reason}")
+        return result
+
+    # ------------------------------------------------------------------------------------------------ insertion
+
+    def insert_all(self) -> None:
+        """One FakeQuantize per input of every quantizable operation, and a reason for every input without."""
+        for node in list(self.graph.nodes):
+            if node.constant or node.type in ("Parameter", "Result", "ShapeOf") or self.agnostic(node):
+                continue
+            reason = self._reason_against(node)
+            if reason:
+                self.floats.append((node, None, reason))
+                continue
+            for port in self._ports(node):
+                against = self._reason_against_port(node, port)
+                if against:
+                    self.floats.append((node, port, against))
+                else:
+                    self._insert(Edge(node, port))
+                    self.requested.append(Edge(node, port))
+
+    def _reason_against(self, node: Node) -> str | None:
+        if node.from_shape:
+            return "computes shapes"
+        if node in self.skipped:
+            return f"ignored block: {self.skipped[node]}"
+        if node in self.ignored:
+            return self.ignored[node]
+        if not self.target.quantizable(operation_kind(node)):
+            return f"{self.target.name} has no quantized {operation_kind(node)}"
+        if node.type in RECURRENT_PORTS and node.attributes().get("linear_before_reset"):
+            return "linear_before_reset"
+        if any(not node.inputs[port].node.is_float[node.inputs[port].index] for port in self._ports(node)):
+            return "works on integers"
+        return None
+
+    def _reason_against_port(self, node: Node, port: int) -> str | None:
+        source = node.inputs[port].node
+        if source.from_shape:
+            return "input is computed from shapes"
+        group = WEIGHTS if source.constant else ACTIVATIONS
+        if not self.target.alternatives(operation_kind(node), group):
+            return f"{self.target.name} has no quantized {group} for {operation_kind(node)}"
+        if source.constant and weight_constant(node.inputs[port]) is None:
+            return "weights are computed by a sub-graph of constants"
+        return None
+
+    def _ports(self, node: Node) -> Iterable[int]:
+        if node.type in TWO_OPERANDS:
+            return (0, 1)
+        if node.type in RECURRENT_PORTS:
+            return RECURRENT_PORTS[node.type]
+        if node.type in FIRST_PORT_ONLY or is_scale_shift(node):
+            return (0,)
+        return range(len(node.inputs))
+
+    def _insert(self, edge: Edge) -> Node:
+        """A new FakeQuantize on one input (weights: directly after their Constant's last conversion)."""
+        producer = edge.node.inputs[edge.index]
+        word = "weights" if producer.node.constant else "input"
+        quantizer = Node(
+            name=f"{edge.node.name}/fq_{word}_{edge.index}",
+            type=FAKE_QUANTIZE,
+            inputs=[producer],
+            consumers=[[edge]],
+            shapes=[producer.node.shapes[producer.index]],
+            is_float=[True],
+            order=producer.node.order,
+        )
+        edges = producer.node.consumers[producer.index]
+        edges[edges.index(edge)] = Edge(quantizer, 0)
+        edge.node.inputs[edge.index] = Port(quantizer, 0)
+        self.inserted.append(quantizer)
+        return quantizer
+
+    def _remove(self, quantizer: Node) -> None:
+        """Take a FakeQuantize out: its consumers read its producer again."""
+        producer = quantizer.inputs[0]
+        edges = producer.node.consumers[producer.index]
+        place = edges.index(Edge(quantizer, 0))
+        edges[place : place + 1] = quantizer.consumers[0]
+        for edge in quantizer.consumers[0]:
+            edge.node.inputs[edge.index] = producer
+        quantizer.consumers[0] = []
+
+    # ------------------------------------------------------------------------------------------------ moving up
+
+    def move_up(self) -> None:
+        """Move quantizers above operations that pass quantized data on, as far as nobody else would be affected."""
+        blocked = self._blocked()
+        queue = deque(self.quantizers())
+        while queue:
+            quantizer = queue.popleft()
+            if not quantizer.consumers[0]:
+                continue
+            producer = quantizer.inputs[0].node
+            if producer.type == FAKE_QUANTIZE or (
+                producer.type == "Parameter" and all(is_scale_shift(edge.node) for edge in quantizer.consumers[0])
+            ):
+                self._remove(quantizer)
+            elif self.agnostic(producer) and producer not in blocked and producer not in self.skipped and not producer.constant:
+                ports = self._jump_ports(producer)
+                if ports:
+                    self._remove(quantizer)
+                    queue.extend(self._insert(Edge(producer, port)) for port in ports)
+
+    def _jump_ports(self, node: Node) -> list[int]:
+        if node.type in JUMP_FIRST_INPUT:
+            return [0]
+        if node.type in JUMP_ALL_INPUTS:
+            return [i for i, port in enumerate(node.inputs) if not (port.node.constant and weight_constant(port) is None)]
+        if node.type in JUMP_MOVING_INPUTS:
+            return [i for i, port in enumerate(node.inputs) if not port.node.constant and port.node.is_float[port.index]]
+        return []
+
+    def _blocked(self) -> set[Node]:
+        """Operations above which a quantizer would reach somebody who reads floating-point data now."""
+        return {node for node in self.graph.nodes if not node.constant and self._is_blocked(node)}
+
+    def _is_blocked(self, start: Node) -> bool:
+        for node in walk([start], _down):
+            if node.type not in HARMLESS:
+                return True
+            if node.type == "Concat":
+                if self._concat_blocked(node, start):
+                    return True
+                continue
+            below = list(walk([node], _down))
+            concats = [other for other in below if other.type == "Concat"]
+            if concats:
+                if any(self._concat_blocked(other, start) for other in concats):
+                    return True
+            elif any(other.type not in HARMLESS for other in below):
+                return True
+        return False
+
+    def _concat_blocked(self, concat: Node, start: Node, visiting: frozenset[Node] = frozenset()) -> bool:
+        """Whether a Concat mixes a branch that cannot be quantized into consumers that are not all quantized."""
+
+        def up(node: Node) -> list[Node]:
+            return [p for p in node.producers() if p is not start and not p.constant and p.type not in (FAKE_QUANTIZE, "Constant")]
+
+        if all(node.type in HARMLESS for node in walk([concat], up)):
+            return False
+        below = list(walk([concat], _down))
+        if any(node.type not in HARMLESS for node in below) or not any(node.type == FAKE_QUANTIZE for node in below):
+            return True
+        visiting |= {concat}
+        return any(
+            self._concat_blocked(node, start, visiting) for node in below if node.type == "Concat" and node not in visiting
+        )
+
+    # ------------------------------------------------------------------------------------------------ merging
+
+    def merge_siblings(self) -> None:
+        """One quantizer per tensor: all that sit on the same output become the alphabetically first."""
+        first: dict[Port, Node] = {}
+        for quantizer in self.quantizers():
+            port = quantizer.inputs[0]
+            keeper = first.setdefault(port, quantizer)
+            if keeper is quantizer or port.node.constant:
+                continue
+            for edge in quantizer.consumers[0]:
+                edge.node.inputs[edge.index] = Port(keeper, 0)
+            keeper.consumers[0].extend(quantizer.consumers[0])
+            quantizer.consumers[0] = []
+            port.node.consumers[port.index].remove(Edge(quantizer, 0))
+
+
+def _down(node: Node) -> Iterator[Node]:
+    """The consumers of a node, not looking through quantizers and not counting ShapeOf."""
+    if node.type != FAKE_QUANTIZE:
+        yield from (edge.node for edge in node.all_consumers() if edge.node.type != "ShapeOf")
+
+
+def served(quantizer: Node, target: Target) -> list[Edge]:
+    """The inputs of non-agnostic operations that a quantizer reaches through operations that pass data on."""
+    found: list[Edge] = []
+    seen: set[Node] = set()
+    stack = list(quantizer.consumers[0])
+    while stack:
+        edge = stack.pop(0)
+        if edge.node.type in target.pass_through:
+            if edge.node not in seen:
+                seen.add(edge.node)
+                stack.extend(edge.node.all_consumers())
+        elif edge.node.type not in ("ShapeOf", FAKE_QUANTIZE):
+            found.append(edge)
+    return found

@@ -1,0 +1,98 @@
+"""From statistics to the range of a FakeQuantize: small pure functions (pot_behaviour.md sections 4 and 5).
+
+All arrays are float64, scalars or one value per channel [C].
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[np.float64]
+
+SMALLEST_RANGE = 8e-5  # of a symmetric range
+SMALLEST_SHARE = 0.01  # of the widest channel's range
+SMALLEST_WIDTH = 8e-4  # of an asymmetric range
+SIGN_TOLERANCE = 1e-6  # negative values smaller than this share of the maximum do not make a range signed
+
+
+class Range(NamedTuple):
+    """Lower and upper border."""
+
+    low: Array
+    high: Array
+
+
+def widen_small_channels(high: Array) -> Array:
+    """No channel gets less than 1 % of the widest channel's range, nor less than the smallest range."""
+    return np.maximum(high, max(SMALLEST_RANGE, SMALLEST_SHARE * float(np.max(high))))
+
+
+def symmetric_weight_range(high: Array) -> Range:
+    """[-max, max] per channel."""
+    widened = widen_small_channels(high)
+    return Range(-widened, widened)
+
+
+def symmetric_activation_range(low: Array, high: Array, levels: int, signed: bool, tolerance: float = SIGN_TOLERANCE) -> Range:
+    """[0, max] where nothing is negative, else a range in which zero falls on a level: [-max * L / (L - 2), max].
+
+    low: aggregated minimum, for the sign alone. tolerance: negative values down to this share of max count as zero.
+    """
+    high = widen_small_channels(high)
+    if not signed and np.all(low >= -tolerance * np.max(high)):
+        return Range(np.zeros_like(high), high)
+    return Range(-high * levels / (levels - 2), high)
+
+
+def asymmetric_range(low: Array, high: Array, bits: int, exact_zero_at_borders: bool = True) -> Range:
+    """A range that contains zero exactly on a level: one border is moved, the choice that gives the wider range.
+
+    With n = 2^bits - 1 steps, zero goes to level z = round(-low * n / (high - low)).
+    exact_zero_at_borders: where z is the first or last level the border becomes zero (POT leaves it where it is, and
+    zero up to half a step beside a level).
+    """
+    degenerate = high - low <= SMALLEST_WIDTH
+    low = np.minimum(np.where(degenerate, low - SMALLEST_WIDTH, low), 0.0)
+    high = np.maximum(np.where(degenerate, high + SMALLEST_WIDTH, high), 0.0)
+    return zero_on_level(low, high, bits, exact_zero_at_borders)
+
+
+def zero_on_level(low: Array, high: Array, bits: int, exact_zero_at_borders: bool = True) -> Range:
+    """Move one border of a range around zero so that zero falls on a level (see `asymmetric_range`)."""
+    steps = 2.0**bits - 1
+    zero = np.round(-low * steps / (high - low))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        moved_low = np.where(zero < steps, zero / (zero - steps) * high, low)
+        moved_high = np.where(zero > 0, (zero - steps) / zero * low, high)
+    if exact_zero_at_borders:
+        low = np.where(zero == 0, 0.0, low)
+        high = np.where(zero == steps, 0.0, high)
+        inner = (zero > 0) & (zero < steps)
+        move_low = inner & (high - moved_low > moved_high - low)
+        move_high = inner & ~move_low
+    else:
+        move_low = high - moved_low > moved_high - low
+        move_high = ~move_low
+    return Range(np.where(move_low, moved_low, low), np.where(move_high, moved_high, high))
+
+
+def clip_range(borders: Range, lowest: float | None, highest: float | None) -> Range:
+    """No border wider than the configured clipping values."""
+    low = borders.low if lowest is None else np.maximum(borders.low, lowest)
+    high = borders.high if highest is None else np.minimum(borders.high, highest)
+    return Range(low, high)
+
+
+def fake_quantize(values: NDArray[np.floating], borders: Range, levels: int) -> NDArray[np.float32]:
+    """What FakeQuantize does: clamp, round to the nearest of `levels` values (half to even), back to floating point.
+
+    In OpenVINO's order and precision (f32): where a value lies half-way between two levels, as the largest weight under
+    the saturation fix always does, rounding errors decide. `borders` must broadcast to `values`.
+    """
+    low, high = (np.asarray(border, np.float32) for border in borders)
+    width, steps = high - low, np.float32(levels - 1)
+    clamped = np.clip(values.astype(np.float32, copy=False), low, high)
+    return np.round((clamped - low) / width * steps) / steps * width + low

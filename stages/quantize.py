@@ -1,0 +1,38 @@
+"""Align channels, place quantizers, compute their ranges, and write the INT8 model without bias correction.
+
+quantizers.json says for every layer how it is quantized, or why it stays in floating point.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from stages import artifacts
+from stages.schema import Config
+from stages.stage import run
+
+NAME = "quantize"
+
+
+def main(config: Config) -> dict[str, Any]:
+    """Write build/quantize."""
+    from stages.quantization.build import build, quantizers_json, save_model
+    from stages.quantization.graph import read_graph
+    from stages.quantization.planning import make_plan, require_something_to_quantize
+    from stages.quantization.schemes import read_target
+    from stages.quantization.statistics import load
+    from stages.runtime import engine
+
+    model = engine.core().read_model(artifacts.folder("prepare") / "model.xml")
+    plan = make_plan(read_graph(model), read_target(config.target_device), config.quantization)
+    require_something_to_quantize(plan)
+    statistics = load(artifacts.folder("collect_statistics"))
+    quantized, solved = build(model, statistics, plan, pot_compatible=config.quantization.pot_compatible)
+    with artifacts.writing(artifacts.folder(NAME)) as folder:
+        save_model(quantized, folder)
+        artifacts.write_json(folder / "quantizers.json", quantizers_json(plan, solved, config.quantization.preset, config.target_device.name))
+    return {"quantizers": len(plan.quantizers)}
+
+
+if __name__ == "__main__":
+    run(NAME, main)

@@ -1,0 +1,246 @@
+"""The configuration: every parameter's name, type, default, allowed values and meaning. Cheap to import.
+
+Each section is a plain dataclass. `param()` attaches one line of meaning and the allowed values; `stages.config`
+checks them, and README's configuration reference is generated from them. Names are POT's own where POT has one.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+MISSING = "???"  # omegaconf's marker for "must be given"
+
+PRESETS = ("performance", "mixed", "accuracy")
+MODES = ("symmetric", "asymmetric")
+GRANULARITIES = ("pertensor", "perchannel")
+ESTIMATOR_TYPES = ("min", "max", "abs_max", "quantile", "abs_quantile")
+AGGREGATORS = ("mean", "max", "min", "median", "mean_no_outliers", "median_no_outliers", "hl_estimator")
+DEVICES = ("ANY", "CPU", "CPU_SPR", "GPU", "NPU", "GNA")
+
+
+def param(
+    default: Any,
+    meaning: str,
+    *,
+    choices: tuple[Any, ...] | None = None,
+    low: float | None = None,
+    high: float | None = None,
+    above: float | None = None,
+    below: float | None = None,
+) -> Any:
+    """A dataclass field with its meaning and what it allows: choices, or a range (low/high inclusive, above/below not)."""
+    allowed = {"choices": choices, "low": low, "high": high, "above": above, "below": below}
+    metadata = {"meaning": meaning, **{key: value for key, value in allowed.items() if value is not None}}
+    if callable(default):
+        return field(default_factory=default, metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+# ------------------------------------------------------------------------------------------------ what to quantize
+
+
+@dataclass
+class Package:
+    """A model file inside a Python package's wheel, fetched with pip."""
+
+    requirement: str | None = param(None, "pip requirement with an exact version, e.g. rapidocr-onnxruntime==1.4.4")
+    member: str | None = param(None, "path of the model file inside the wheel")
+
+
+@dataclass
+class Model:
+    """Where the floating-point model comes from: a local file, or a file inside a wheel."""
+
+    name: str = param(MISSING, "short name of the model, used for run names and reports")
+    path: str | None = param(None, "local file: OpenVINO IR .xml, .onnx, .tflite, .pdmodel, .pb, or a saved-model folder")
+    package: Package = param(Package, "a file inside a Python package's wheel, instead of path")
+    sha256: str | None = param(None, "expected SHA-256 of the model file; checked when given, required with package")
+    input_shape: dict[str, list[int]] = param(
+        dict, "fixed shape per input name; -1 keeps a dimension dynamic; for a model with one input the name may be '*'"
+    )
+
+
+@dataclass
+class Data:
+    """The samples. Each set is a class named by `_target_` with its arguments."""
+
+    name: str = param(MISSING, "short name of the data set, used for run names and reports")
+    calibration: dict[str, Any] = param(dict, "data set for the statistics: `_target_` and its arguments")
+    validation: dict[str, Any] | None = param(
+        None, "data set for the metrics; null takes the samples of `calibration` that were not used for calibration"
+    )
+    calibration_size: int | None = param(None, "how many samples go to calibration; null: all, or 300 when there is no validation set", low=1)
+    validation_size: int | None = param(None, "how many samples go to validation; null: all that are left", low=1)
+    shuffle: bool = param(False, "draw the samples at random (by `seed`) instead of taking the first ones")
+    allow_overlap: bool = param(False, "let calibration and validation share samples instead of stopping")
+
+
+# ------------------------------------------------------------------------------------------------ how to run it
+
+
+@dataclass
+class Engine:
+    """How models are run. Statistics, biases and the FP32 baseline always run in f32."""
+
+    device: str = param("CPU", "OpenVINO device that runs the models")
+    requests: int = param(0, "parallel inference requests; 0 lets OpenVINO choose", low=0)
+    threads: int = param(0, "CPU threads; 0 lets OpenVINO choose", low=0)
+    inference_precision: str = param(
+        "default", "precision of what an INT8 model leaves float when it is evaluated", choices=("default", "f32", "bf16", "f16")
+    )
+
+
+@dataclass
+class CollectStatistics:
+    """What the one pass over the calibration samples stores."""
+
+    outlier_probs: list[float] = param(
+        list, "probabilities whose tail quantiles are stored; those that the estimators need are added to what is given here"
+    )
+
+
+# ------------------------------------------------------------------------------------------------ how to quantize it
+
+
+@dataclass
+class Estimator:
+    """How one border of a range is estimated; unset keys come from the estimator preset."""
+
+    type: str | None = param(None, "statistic of one sample", choices=ESTIMATOR_TYPES)
+    outlier_prob: float | None = param(None, "share of values cut off by the quantile types", above=0.0, below=0.5)
+    clipping_value: float | None = param(None, "the border is never wider than this value")
+    aggregator: str | None = param(None, "how samples are combined (activations only)", choices=AGGREGATORS)
+
+
+@dataclass
+class RangeEstimator:
+    """Range estimation: a preset, refined per border."""
+
+    preset: str = param("default", "table of estimators to start from", choices=("default", "quantile"))
+    min: Estimator = param(Estimator, "lower border")
+    max: Estimator = param(Estimator, "upper border")
+
+
+@dataclass
+class Scheme:
+    """A filter over the schemes that the target offers (weights or activations); unset keys allow everything."""
+
+    bits: int | None = param(None, "number of bits", low=2, high=16)
+    mode: str | None = param(None, "symmetric or asymmetric range", choices=MODES)
+    granularity: str | None = param(None, "one range per tensor or per channel", choices=GRANULARITIES)
+    level_low: int | None = param(None, "lowest quantized level")
+    level_high: int | None = param(None, "highest quantized level")
+    range_estimator: RangeEstimator | None = param(None, "range estimator of this group; replaces quantization.range_estimator")
+
+
+@dataclass
+class IgnoredOperation:
+    """Operations left in floating point by type and attributes."""
+
+    type: str = param(MISSING, "operation type, e.g. Add")
+    attributes: dict[str, Any] = param(dict, "attribute values that must all be equal")
+
+
+@dataclass
+class Ignored:
+    """What stays in floating point on request."""
+
+    scope: list[str] = param(list, "names or regular expressions (re:...) of operations to leave in floating point")
+    operations: list[IgnoredOperation] = param(list, "operation types, optionally with attribute values")
+
+
+@dataclass
+class Quantization:
+    """Where quantizers go and how their ranges are computed (POT's DefaultQuantization)."""
+
+    preset: str = param("performance", "performance: all symmetric; mixed: asymmetric activations; accuracy: all asymmetric", choices=PRESETS)
+    model_type: str = param("none", "transformer leaves the operations in floating point that transformers are sensitive to", choices=("none", "transformer"))
+    stat_subset_size: int | None = param(None, "number of calibration samples to use; null: all", low=1)
+    use_channel_alignment: bool = param(True, "run ActivationChannelAlignment before quantization")
+    saturation_fix: str = param("first_layer", "halve the weights' range against 16-bit saturation: of the first layers, all, or none", choices=("first_layer", "all", "no"))
+    ignored: Ignored = param(Ignored, "what stays in floating point")
+    weights: Scheme = param(Scheme, "scheme of the weights, among those that the target offers")
+    activations: Scheme = param(Scheme, "scheme of the activations, among those that the target offers")
+    allow_unsupported: bool = param(False, "use weights/activations settings even where the target offers no such scheme")
+    range_estimator: RangeEstimator = param(RangeEstimator, "how ranges are estimated")
+    pot_compatible: bool = param(False, "follow POT also where this project does better on purpose (README, \"Where we differ from POT\")")
+
+
+@dataclass
+class TargetOperation:
+    """What a device can run for one operation type: lists of schemes, fastest first. An absent list: not quantized there."""
+
+    weights: list[Scheme] = param(list, "schemes for constant inputs")
+    activations: list[Scheme] = param(list, "schemes for computed inputs")
+
+
+@dataclass
+class TargetDevice:
+    """The device's quantization abilities, one file per device in conf/target_device/."""
+
+    name: str = param("ANY", "name of the device")
+    rules: str = param("ANY", "which device's rules for ignored blocks and saturation apply", choices=DEVICES)
+    schemes: dict[str, Any] = param(dict, "named lists of schemes, fastest first, that `operations` refers to")
+    operations: dict[str, Any] = param(dict, "per operation type: names of schemes for weights and activations")
+    unified_scales: list[str] = param(list, "operation types whose inputs share one range")
+    pass_through: list[str] = param(list, "operation types that work on quantized data unchanged")
+
+
+@dataclass
+class BiasCorrection:
+    """FastBiasCorrection: shift biases by the mean error that quantized weights cause."""
+
+    enabled: bool = param(True, "correct biases after quantization")
+    threshold: float = param(2.0, "a layer is left alone when a bias would change by this factor or more", above=0.0)
+    correct_zero_biases: bool = param(True, "also correct layers without a bias or with zero elements, which POT leaves alone")
+    apply_for_all_nodes: bool = param(False, "also correct layers whose weights are not quantized")
+
+
+# ------------------------------------------------------------------------------------------------ how to judge it
+
+
+@dataclass
+class Benchmark:
+    """Latency and throughput measurement."""
+
+    enabled: bool = param(True, "measure latency and throughput")
+    seconds: float = param(6.0, "measuring time for all models together", above=0.0)
+
+
+@dataclass
+class Evaluate:
+    """What is measured of the FP32 and the quantized model."""
+
+    primary_metric: str | None = param(None, "the metric that is reported first and that searches optimise; null: the first of `metric`")
+    confidence: float = param(0.95, "confidence level of the intervals", above=0.0, below=1.0)
+    noise_samples: int = param(16, "validation samples for the per-layer noise; 0 leaves the noise out", low=0)
+    benchmark: Benchmark = param(Benchmark, "latency and throughput")
+
+
+@dataclass
+class Tracking:
+    """Where results are logged with MLflow."""
+
+    enabled: bool = param(True, "log to MLflow")
+    tracking_uri: str = param("sqlite:///mlflow.db", "MLflow tracking URI; the environment's MLFLOW_TRACKING_URI wins")
+    experiment: str = param("quantization", "MLflow experiment")
+    log_models: bool = param(True, "store the FP32 and quantized IRs with the run")
+
+
+@dataclass
+class Config:
+    """The whole configuration, one section per concern."""
+
+    seed: int = param(0, "seed of everything drawn at random", low=0)
+    model: Model = param(Model, "the floating-point model")
+    data: Data = param(Data, "calibration and validation samples")
+    metric: dict[str, Any] = param(dict, "metrics by name: `_target_` and its arguments; the first is the primary one")
+    engine: Engine = param(Engine, "how models are run")
+    collect_statistics: CollectStatistics = param(CollectStatistics, "what is stored of the calibration samples")
+    target_device: TargetDevice = param(TargetDevice, "what the target hardware can run")
+    quantization: Quantization = param(Quantization, "where quantizers go and their ranges")
+    bias_correction: BiasCorrection = param(BiasCorrection, "bias correction")
+    evaluate: Evaluate = param(Evaluate, "what is measured")
+    tracking: Tracking = param(Tracking, "MLflow")
+    user_code: dict[str, str] = param(dict, "SHA-256 of the project's own Python files that a `_target_` names; computed, not set")
