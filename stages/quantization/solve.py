@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 
 from stages import schema
 from stages.errors import UserError
-from stages.quantization.alignment import Alignment, aligned_port, bias_values, compute_alignment
+from stages.quantization.alignment import TAIL, Alignment, aligned_port, bias_values, compute_alignment
 from stages.quantization.biases import Correction, decide, mean_output
-from stages.quantization.estimators import QUANTILE_TYPES, aggregate, array_statistic
+from stages.quantization.estimators import aggregate, array_statistic
 from stages.quantization.graph import CONVOLUTIONS, Graph, Node, bias_add, bias_constant_port, constant_value, weight_constant
 from stages.quantization.plan import Border, Plan, Quantizer, TensorName
 from stages.quantization.points import mean_is_linear
@@ -88,7 +88,8 @@ def _align(graph: Graph, statistics: Statistics, plan: Plan) -> tuple[dict[str, 
         port = aligned_port(second)
         tensor = TensorName(port.node.name, port.index)
         first_bias, second_bias = (biases.get(node.name, bias_values(node)) for node in (first, second))
-        alignment = compute_alignment(*statistics.channel_tails[tensor], can_shift=first_bias is not None and second_bias is not None)
+        low, high = (tail_quantile(table[tensor], statistics.channel_size[tensor][:, None], TAIL) for table in (statistics.channel_lowest, statistics.channel_highest))
+        alignment = compute_alignment(low, high, can_shift=first_bias is not None and second_bias is not None)
         first_weights = first_layout.canonical(weights.get(first_layout.constant.name, constant_value(first_layout.constant)))
         second_weights = second_layout.canonical(weights.get(second_layout.constant.name, constant_value(second_layout.constant)))
         if first_bias is not None and second_bias is not None:
@@ -96,28 +97,32 @@ def _align(graph: Graph, statistics: Statistics, plan: Plan) -> tuple[dict[str, 
             biases[second_name] = second_bias + second_weights.astype(np.float64).sum(axis=kernel_axes) @ alignment.shift
         if first_bias is not None:
             biases[first_name] = (first_bias - alignment.shift) / alignment.scale
-        scale = alignment.scale.astype(np.float32)
+        scale = alignment.scale
         along_first = (-1, *([1] * (first_weights.ndim - 1)))
         along_second = (1, -1, *([1] * (second_weights.ndim - 2)))
-        weights[first_layout.constant.name] = first_layout.restored(first_weights / scale.reshape(along_first))
-        weights[second_layout.constant.name] = second_layout.restored(second_weights * scale.reshape(along_second))
+        weights[first_layout.constant.name] = first_layout.restored((first_weights / scale.reshape(along_first)).astype(np.float32))
+        weights[second_layout.constant.name] = second_layout.restored((second_weights * scale.reshape(along_second)).astype(np.float32))
         statistics = _aligned_statistics(statistics, tensor, first_name, second_name, alignment)
     return weights, biases, statistics
 
 
 def _aligned_statistics(statistics: Statistics, tensor: TensorName, first: str, second: str, alignment: Alignment) -> Statistics:
     """The statistics with the channels of `tensor` shifted and scaled; its quantiles are unknown after that."""
-    low, high = ((table[tensor] - alignment.shift) / alignment.scale for table in (statistics.channel_minimum, statistics.channel_maximum))
+    lowest, highest = (
+        ((table[tensor] - alignment.shift[:, None]) / alignment.scale[:, None]).astype(np.float32)
+        for table in (statistics.channel_lowest, statistics.channel_highest)
+    )
     means = {
         "input_mean": {second: (statistics.input_mean[second] - alignment.shift) / alignment.scale},
         "output_mean": {first: (statistics.output_mean[first] - alignment.shift) / alignment.scale} if first in statistics.output_mean else {},
     }
     return replace(
         statistics,
-        lowest=statistics.lowest | {tensor: low.min(axis=1, keepdims=True).astype(np.float32)},
-        highest=statistics.highest | {tensor: high.max(axis=1, keepdims=True).astype(np.float32)},
-        channel_minimum=statistics.channel_minimum | {tensor: low.astype(np.float32)},
-        channel_maximum=statistics.channel_maximum | {tensor: high.astype(np.float32)},
+        lowest=statistics.lowest | {tensor: lowest[:, :, 0].min(axis=1, keepdims=True)},
+        highest=statistics.highest | {tensor: highest[:, :, 0].max(axis=1, keepdims=True)},
+        size=statistics.size | {tensor: statistics.channel_size[tensor] * lowest.shape[1]},
+        channel_lowest=statistics.channel_lowest | {tensor: lowest},
+        channel_highest=statistics.channel_highest | {tensor: highest},
         input_mean=statistics.input_mean | means["input_mean"],
         output_mean=statistics.output_mean | means["output_mean"],
     )
@@ -169,29 +174,24 @@ def _aggregated(quantizer: Quantizer, border: Border, statistics: Statistics, *,
     perchannel = (border.granularity or quantizer.scheme.granularity) == "perchannel"
     tensor = quantizer.source
     try:
-        values = _channel_statistic(statistics, tensor, border) if perchannel else _tensor_statistic(statistics, tensor, border, upper=upper)
+        if perchannel:
+            lowest, highest, size = statistics.channel_lowest[tensor], statistics.channel_highest[tensor], statistics.channel_size[tensor][:, None]
+        else:
+            lowest, highest, size = statistics.tails(tensor)
+        values = _statistic(lowest, highest, size, border, upper=upper)
     except KeyError:
         what = f"{border.type}{' per channel' if perchannel else ''}{f' at {border.outlier_prob:g}' if border.outlier_prob else ''}"
         raise UserError(f"statistics hold no {what} of {tensor.name} (output {tensor.port}); run `dvc repro --force collect_statistics`") from None
     return aggregate(border.aggregator or "mean", values.astype(np.float64))
 
 
-def _tensor_statistic(statistics: Statistics, tensor: TensorName, border: Border, *, upper: bool) -> NDArray[np.floating]:
-    """A border's statistic of each sample [N]."""
-    lowest, highest, size = statistics.tails(tensor)
+def _statistic(lowest: NDArray[np.floating], highest: NDArray[np.floating], size: NDArray[np.int64], border: Border, *, upper: bool) -> NDArray[np.floating]:
+    """A border's statistic from tails [..., k] of `size` values."""
     if border.type == "abs_quantile":
         return tail_quantile(absolute_tail(lowest, highest), size, border.outlier_prob or 0.0)
     if border.type == "quantile":
         return tail_quantile(highest if upper else lowest, size, border.outlier_prob or 0.0)
-    low, high = lowest[:, 0], highest[:, 0]
-    return low if border.type == "min" else high if border.type == "max" else np.maximum(np.abs(low), np.abs(high))
-
-
-def _channel_statistic(statistics: Statistics, tensor: TensorName, border: Border) -> NDArray[np.floating]:
-    """A border's statistic of each sample and channel [N, C]; quantiles per channel are not stored."""
-    if border.type in QUANTILE_TYPES:
-        raise KeyError(tensor)
-    low, high = statistics.channel_minimum[tensor], statistics.channel_maximum[tensor]
+    low, high = lowest[..., 0], highest[..., 0]
     return low if border.type == "min" else high if border.type == "max" else np.maximum(np.abs(low), np.abs(high))
 
 

@@ -23,11 +23,11 @@ from stages.quantization.alignment import TAIL
 from stages.quantization.graph import Graph, Node, Port, bias_add, input_channel_axis, output_channel_axis, read_graph
 from stages.quantization.plan import TensorName
 from stages.quantization.points import Points
-from stages.quantization.tails import tail_length, tails_in_graph, tails_of
+from stages.quantization.tails import channel_tails_in_graph, channel_tails_of, tail_length, tails_in_graph, tails_of
 
 Array = NDArray[np.float32]
 FORMAT = 1
-PER_TENSOR = ("lowest", "highest", "size", "channel_minimum", "channel_maximum")
+PER_TENSOR = ("lowest", "highest", "size", "channel_lowest", "channel_highest", "channel_size")
 
 
 @dataclass
@@ -35,8 +35,8 @@ class Statistics:
     """Statistics of the calibration samples, by tensor name.
 
     lowest, highest: [N, k], the k lowest (highest) values of each sample from the extreme inwards, NaN where a sample has
-    fewer. size: [N], how many values a sample has. channel_minimum, channel_maximum: [N, C] along axis 1.
-    channel_tails: per channel quantiles at 1e-4 and 1 - 1e-4 [N, C]. input_mean, output_mean: by operation name [C], mean
+    fewer. size: [N], how many values a sample has. channel_lowest, channel_highest: [N, C, k], the same per channel (axis
+    1), with channel_size [N] values in each channel. input_mean, output_mean: by operation name [C], mean
     over samples and all axes but the channel's; the output's includes the bias. input_shape: by operation name, the most
     frequent shape. derived: tensor -> (stored tensor, scale, offset) with x = (y - offset) / scale of each stored value y.
     """
@@ -45,9 +45,9 @@ class Statistics:
     lowest: dict[TensorName, Array] = field(default_factory=dict)
     highest: dict[TensorName, Array] = field(default_factory=dict)
     size: dict[TensorName, NDArray[np.int64]] = field(default_factory=dict)
-    channel_minimum: dict[TensorName, Array] = field(default_factory=dict)
-    channel_maximum: dict[TensorName, Array] = field(default_factory=dict)
-    channel_tails: dict[TensorName, tuple[Array, Array]] = field(default_factory=dict)
+    channel_lowest: dict[TensorName, Array] = field(default_factory=dict)
+    channel_highest: dict[TensorName, Array] = field(default_factory=dict)
+    channel_size: dict[TensorName, NDArray[np.int64]] = field(default_factory=dict)
     input_mean: dict[str, NDArray[np.float64]] = field(default_factory=dict)
     output_mean: dict[str, NDArray[np.float64]] = field(default_factory=dict)
     input_shape: dict[str, tuple[int, ...]] = field(default_factory=dict)
@@ -119,15 +119,19 @@ def _same_points(graph: Graph, points: Points) -> Points:
 
 
 def _outputs(graph: Graph, points: Points, outlier_probs: list[float], statistics: Statistics) -> Iterator[_Output]:
-    samples = statistics.samples
+    whole = _Tails(statistics.lowest, statistics.highest, statistics.size, tails_in_graph, tails_of, lambda shape: math.prod(shape))
+    channel = _Tails(
+        statistics.channel_lowest,
+        statistics.channel_highest,
+        statistics.channel_size,
+        channel_tails_in_graph,
+        channel_tails_of,
+        lambda shape: math.prod(shape) // shape[1],
+    )
     for port in points.tensors:
-        yield from _tails(port, outlier_probs, statistics)
+        yield from _tails(port, whole, outlier_probs, statistics.samples)
     for port in points.perchannel:
-        name, order = _name(port), (port.node.order, port.index)
-        yield _Output(order, _reduce(op.reduce_min, port, keep=1), _into(statistics.channel_minimum, name, samples))
-        yield _Output(order, _reduce(op.reduce_max, port, keep=1), _into(statistics.channel_maximum, name, samples))
-    for port in points.aligned:
-        yield _Output((port.node.order, port.index), _output(port), _channel_tails(statistics, _name(port)))
+        yield from _tails(port, channel, [*outlier_probs, TAIL] if port in points.aligned else outlier_probs, statistics.samples)
     for node in points.inputs:
         port = node.inputs[0]
         order = (port.node.order, port.index)
@@ -187,41 +191,40 @@ def _shapes(table: dict[str, tuple[int, ...]], name: str) -> Callable[[int, NDAr
     return store
 
 
-def _tails(port: Port, outlier_probs: list[float], statistics: Statistics) -> Iterator[_Output]:
+class _Tails(NamedTuple):
+    """Tails of whole tensors or of their channels: where they go and how they are found."""
+
+    lowest: dict[TensorName, Array]
+    highest: dict[TensorName, Array]
+    size: dict[TensorName, NDArray[np.int64]]
+    in_graph: Callable[[ov.Output, int], tuple[ov.Output, ov.Output]]
+    of_array: Callable[[NDArray[Any], int], tuple[Array, Array]]
+    count: Callable[[tuple[int, ...]], int]  # values that a tail is taken of, from the tensor's shape
+
+
+def _tails(port: Port, tails: _Tails, outlier_probs: list[float], samples: int) -> Iterator[_Output]:
     """Outputs for the lowest and highest values: found in the graph, or for dynamic shapes in the tensor itself."""
     name, order = _name(port), (port.node.order, port.index)
     shape = port.node.shapes[port.index]
     if shape is not None and -1 not in shape:
-        size = math.prod(shape)
-        statistics.size[name] = np.full(statistics.samples, size)
-        length = tail_length(size, outlier_probs)
-        for output, table in zip(tails_in_graph(_output(port), length), (statistics.lowest, statistics.highest), strict=True):
-            yield _Output(order, output, _into(table, name, statistics.samples))
+        tails.size[name] = np.full(samples, tails.count(shape))
+        outputs = tails.in_graph(_output(port), tail_length(tails.count(shape), outlier_probs))
+        for output, table in zip(outputs, (tails.lowest, tails.highest), strict=True):
+            yield _Output(order, output, _into(table, name, samples))
         return
-    statistics.size[name] = np.zeros(statistics.samples, np.int64)
+    tails.size[name] = np.zeros(samples, np.int64)
 
     def store(position: int, value: NDArray[Any]) -> None:
-        statistics.size[name][position] = value.size
-        for tail, table in zip(tails_of(value, tail_length(value.size, outlier_probs)), (statistics.lowest, statistics.highest), strict=True):
-            stored = table.setdefault(name, np.empty((statistics.samples, 0), np.float32))
-            if stored.shape[1] < tail.size:
-                missing = np.full((statistics.samples, tail.size - stored.shape[1]), np.nan, np.float32)
-                table[name] = stored = np.concatenate([stored, missing], axis=1)
-            stored[position, : tail.size] = tail
+        count = tails.count(value.shape)
+        tails.size[name][position] = count
+        for tail, table in zip(tails.of_array(value, tail_length(count, outlier_probs)), (tails.lowest, tails.highest), strict=True):
+            stored = table.setdefault(name, np.empty((samples, *tail.shape[:-1], 0), np.float32))
+            if stored.shape[-1] < tail.shape[-1]:
+                missing = np.full((*stored.shape[:-1], tail.shape[-1] - stored.shape[-1]), np.nan, np.float32)
+                table[name] = stored = np.concatenate([stored, missing], axis=-1)
+            stored[position, ..., : tail.shape[-1]] = tail
 
     yield _Output(order, _output(port), store)
-
-
-def _channel_tails(statistics: Statistics, name: TensorName) -> Callable[[int, NDArray[Any]], None]:
-    def store(position: int, value: NDArray[Any]) -> None:
-        low, high = np.quantile(np.moveaxis(value, 1, 0).reshape(value.shape[1], -1), np.array([TAIL, 1 - TAIL], value.dtype), axis=1)
-        if name not in statistics.channel_tails:
-            shape = (statistics.samples, len(low))
-            statistics.channel_tails[name] = np.empty(shape, np.float32), np.empty(shape, np.float32)
-        for table, row in zip(statistics.channel_tails[name], (low, high), strict=True):
-            table[position] = row
-
-    return store
 
 
 def _finish(statistics: Statistics, points: Points) -> None:
@@ -251,8 +254,6 @@ def save(statistics: Statistics, folder: Path) -> None:
     for quantity in PER_TENSOR:
         for tensor, values in getattr(statistics, quantity).items():
             add(values, quantity=quantity, tensor=list(tensor))
-    for tensor, tails in statistics.channel_tails.items():
-        add(np.stack(tails), quantity="channel_tails", tensor=list(tensor))
     for quantity in ("input_mean", "output_mean"):
         for operation, values in getattr(statistics, quantity).items():
             add(values, quantity=quantity, operation=operation)
@@ -282,7 +283,7 @@ def load(folder: Path) -> Statistics:
     for entry in index["entries"]:
         values, quantity = arrays[entry["array"]], entry["quantity"]
         key = entry["operation"] if "operation" in entry else TensorName(*entry["tensor"])
-        getattr(statistics, quantity)[key] = tuple(values) if quantity == "channel_tails" else values
+        getattr(statistics, quantity)[key] = values
     statistics.input_shape = {name: tuple(shape) for name, shape in index["input_shape"].items()}
     statistics.derived = {
         TensorName(*entry["tensor"]): (TensorName(*entry["from"]), entry["scale"], entry["offset"])

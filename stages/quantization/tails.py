@@ -32,8 +32,8 @@ def tail_quantile(tail: NDArray[np.floating], size: NDArray[np.integer] | int, p
     after = np.minimum(below + 1, np.asarray(size) - 1)
     if np.max(after) >= tail.shape[-1]:
         raise KeyError(f"a tail of {tail.shape[-1]} values does not reach the quantile at {probability:g}")
-    values = tail.astype(np.float64)
-    first, second = (np.take_along_axis(values, np.broadcast_to(index, values.shape[:-1])[..., None], -1)[..., 0] for index in (below, after))
+    indices = (np.broadcast_to(index, tail.shape[:-1])[..., None] for index in (below, after))
+    first, second = (np.take_along_axis(tail, index, -1)[..., 0] for index in indices)
     return np.asarray(first + (second - first) * (place - below))
 
 
@@ -54,6 +54,26 @@ def tails_of(values: NDArray[np.floating], length: int) -> tuple[Array, Array]:
     else:
         low = high = flat
     return np.sort(low).astype(np.float32), np.sort(high)[::-1].astype(np.float32)
+
+
+def channel_tails_of(values: NDArray[np.floating], length: int) -> tuple[Array, Array]:
+    """The lowest and the highest `length` values of each channel (axis 1) of an array [N, C, ...] -> [C, length] each."""
+    flat = np.sort(np.moveaxis(values, 1, 0).reshape(values.shape[1], -1), axis=1).astype(np.float32)
+    return flat[:, :length], flat[:, ::-1][:, :length]
+
+
+def channel_tails_in_graph(output: ov.Output, length: int) -> tuple[ov.Output, ov.Output]:
+    """Nodes that compute, per channel (axis 1) of a tensor of static shape, the extreme values -> [C, length] each."""
+    shape = list(output.get_shape())
+    if length == 1:
+        axes = np.array([axis for axis in range(len(shape)) if axis != 1])
+        ends = [op.unsqueeze(reduce(output, axes, False), np.int64(1)) for reduce in (op.reduce_min, op.reduce_max)]
+    else:
+        last = op.transpose(output, np.array([0, *range(2, len(shape)), 1]))
+        columns = op.reshape(last, np.array([-1, shape[1]]), False)
+        ends = [op.transpose(op.topk(columns, np.int64(length), 0, mode, "value").output(0), np.array([1, 0])) for mode in ("min", "max")]
+    low, high = (end.output(0) for end in ends)
+    return low, high
 
 
 def tails_in_graph(output: ov.Output, length: int) -> tuple[ov.Output, ov.Output]:
