@@ -70,7 +70,9 @@ class Data:
     validation: dict[str, Any] | None = param(
         None, "data set for the metrics; null takes the samples of `calibration` that were not used for calibration"
     )
-    calibration_size: int | None = param(None, "how many samples go to calibration; null: all, or 300 when there is no validation set", low=1)
+    calibration_size: int | None = param(
+        None, "how many samples go to calibration; null: all, or 300 when there is no validation set", low=1
+    )
     validation_size: int | None = param(None, "how many samples go to validation; null: all that are left", low=1)
     shuffle: bool = param(False, "draw the samples at random (by `seed`) instead of taking the first ones")
     allow_overlap: bool = param(False, "let calibration and validation share samples instead of stopping")
@@ -154,17 +156,25 @@ class Ignored:
 class Quantization:
     """Where quantizers go and how their ranges are computed (POT's DefaultQuantization)."""
 
-    preset: str = param("performance", "performance: all symmetric; mixed: asymmetric activations; accuracy: all asymmetric", choices=PRESETS)
-    model_type: str = param("none", "transformer leaves the operations in floating point that transformers are sensitive to", choices=("none", "transformer"))
+    preset: str = param(
+        "performance", "performance: all symmetric; mixed: asymmetric activations; accuracy: all asymmetric", choices=PRESETS
+    )
+    model_type: str = param(
+        "none", "transformer leaves the operations in floating point that transformers are sensitive to", choices=("none", "transformer")
+    )
     stat_subset_size: int | None = param(None, "number of calibration samples to use; null: all", low=1)
     use_channel_alignment: bool = param(True, "run ActivationChannelAlignment before quantization")
-    saturation_fix: str = param("first_layer", "halve the weights' range against 16-bit saturation: of the first layers, all, or none", choices=("first_layer", "all", "no"))
+    saturation_fix: str = param(
+        "first_layer",
+        "halve the weights' range against 16-bit saturation: of the first layers, all, or none",
+        choices=("first_layer", "all", "no"),
+    )
     ignored: Ignored = param(Ignored, "what stays in floating point")
     weights: Scheme = param(Scheme, "scheme of the weights, among those that the target offers")
     activations: Scheme = param(Scheme, "scheme of the activations, among those that the target offers")
     allow_unsupported: bool = param(False, "use weights/activations settings even where the target offers no such scheme")
     range_estimator: RangeEstimator = param(RangeEstimator, "how ranges are estimated")
-    pot_compatible: bool = param(False, "follow POT also where this project does better on purpose (README, \"Where we differ from POT\")")
+    pot_compatible: bool = param(False, 'follow POT also where this project does better on purpose (README, "Where we differ from POT")')
 
 
 @dataclass

@@ -1,0 +1,183 @@
+"""Compose the configuration from conf/ and params.yaml, check it, and write it in full to build/config.yaml.
+
+params.yaml is the last layer, so what it says wins. Every mistake in the configuration is found here, in well under a
+second and before any other stage runs.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from stages import artifacts, targets
+from stages.errors import ConfigError, UserError
+from stages.schema import Config, RangeEstimator
+from stages.validation import checked, typed
+from stages.wording import nearest, unknown
+
+CONF = Path("conf")
+
+# The quantile preset's, and what the search spaces start from: always stored, so that trying them needs no other pass.
+DEFAULT_OUTLIER_PROB = 1e-4
+
+
+def load_config(path: Path = artifacts.CONFIG) -> Config:
+    """The configuration that the `config` stage checked and wrote.
+
+    Raises:
+        UserError: when it is missing or does not fit this version of the schema.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise UserError(f"{path} is missing; run `dvc repro`") from None
+    return typed(Config, yaml.load(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader)))
+
+
+def compose(overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """The merged but unchecked configuration of the project in the current folder.
+
+    Args:
+        overrides: Hydra overrides on top of params.yaml, e.g. `quantization.preset=mixed` or `data=arrays`.
+
+    Raises:
+        ConfigError: when a file is not valid YAML, a group option does not exist, or an override does not fit.
+    """
+    import hydra
+    from hydra.errors import HydraException, MissingConfigException
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    try:
+        with hydra.initialize_config_dir(str(CONF.resolve()), version_base="1.3"):
+            values = OmegaConf.to_container(hydra.compose("config", overrides=list(overrides)), resolve=True)
+    except MissingConfigException as error:
+        raise ConfigError(_no_such_option(error.missing_cfg_file, error.options, str(error))) from None
+    except (HydraException, OmegaConfBaseException) as error:
+        raise ConfigError(_composition_error(error)) from None
+    except yaml.YAMLError as error:
+        raise ConfigError(_yaml_error(error)) from None
+    assert isinstance(values, dict)
+    return {str(key): value for key, value in values.items()}
+
+
+def completed(config: Config) -> Config:
+    """The configuration with everything that follows from it filled in, so that stages depend on what they use.
+
+    The probabilities of quantile estimators become part of `collect_statistics`: statistics then do not depend on the
+    estimators themselves. The primary metric gets its name, because DVC does not see the order of keys.
+    """
+    quantization = config.quantization
+    estimators = [quantization.activations.range_estimator or RangeEstimator(), quantization.range_estimator]
+    probabilities = {DEFAULT_OUTLIER_PROB, *config.collect_statistics.outlier_probs}
+    probabilities |= {
+        border.outlier_prob for estimator in estimators for border in (estimator.min, estimator.max) if border.outlier_prob is not None
+    }
+    return dataclasses.replace(
+        config,
+        collect_statistics=dataclasses.replace(config.collect_statistics, outlier_probs=sorted(probabilities)),
+        evaluate=dataclasses.replace(config.evaluate, primary_metric=config.evaluate.primary_metric or next(iter(config.metric))),
+        user_code=_user_code([config.data.calibration, config.data.validation, *config.metric.values()]),
+    )
+
+
+def create(section: Mapping[str, Any], key: str) -> Any:
+    """An instance of the class that `section` names by `_target_`.
+
+    Args:
+        section: `_target_` and the class's arguments.
+        key: where the section stands in the configuration, for messages.
+
+    Raises:
+        UserError: what the class itself refuses. Any other exception of the class keeps its traceback.
+    """
+    from hydra.errors import InstantiationException
+    from hydra.utils import instantiate
+
+    try:
+        return instantiate(dict(section), _convert_="all")
+    except InstantiationException as error:
+        cause = error.__cause__
+        if isinstance(cause, UserError):
+            raise UserError(f"{key}: {cause}") from cause
+        if cause is not None:
+            raise cause from None
+        raise ConfigError(f"{key}: {error}") from error
+
+
+def main() -> None:
+    """Write build/config.yaml."""
+    config = completed(checked(compose()))
+    text = yaml.safe_dump(dataclasses.asdict(config), sort_keys=False, allow_unicode=True, width=1000)
+    artifacts.write_text(artifacts.CONFIG, "# Written by `python -m stages.config` from conf/ and params.yaml: edit those.\n" + text)
+
+
+def _user_code(sections: Sequence[object]) -> dict[str, str]:
+    """SHA-256 of the files inside the project, but outside stages/, that a `_target_` names."""
+    root = Path.cwd()
+    files = {path for section in sections for path in targets.source_files(section)}
+    own = sorted(path.resolve().relative_to(root) for path in files if path.resolve().is_relative_to(root))
+    return {path.as_posix(): artifacts.file_sha256(path) for path in own if path.parts[0] != "stages" and "site-packages" not in path.parts}
+
+
+def _no_such_option(config_name: str | None, options: Sequence[str] | None, message: str) -> str:
+    group, _, option = (config_name or "").rpartition("/")
+    if not group:
+        return message
+    listed = ", ".join(sorted(options or ())) or "none"
+    return f"{group}: there is no option '{option}' in conf/{group}/; expected one of {listed}"
+
+
+def _composition_error(error: BaseException) -> str:
+    """Hydra's and OmegaConf's messages in one line, without their internals."""
+    cause = error.__cause__
+    if isinstance(cause, yaml.YAMLError):
+        return _yaml_error(cause)
+    text = str(error)
+    if match := re.search(r"Could not override '([^'@]+)[^']*'\. No match in the defaults list", text):
+        groups = sorted(path.name for path in CONF.iterdir() if path.is_dir())
+        return f"defaults: there is no group '{match[1]}'; {nearest(match[1], groups)}the groups are {', '.join(groups)}"
+    if match := re.search(r"use \+(\S+?)=(.*)", text):
+        return _unknown_override(match[1], match[2]) or text.splitlines()[0]
+    key = getattr(error, "full_key", None) or getattr(cause, "full_key", None)
+    lines = [line.strip() for line in str(cause or error).splitlines() if line.strip()]
+    message = " ".join(line for line in lines if not line.startswith(("full_key:", "object_type=")))
+    message = re.sub(r"^In '([^']+)': ", lambda match: f"{_file(match[1])}: ", message)
+    return f"{key}: {message}" if key else message
+
+
+def _file(config_name: str) -> str:
+    """The file behind one of Hydra's names."""
+    return "params.yaml" if config_name == "params" else f"{CONF}/{config_name}.yaml"
+
+
+def _unknown_override(key: str, value: str) -> str | None:
+    """The message for an override of a key that the schema does not have."""
+    section: Any = Config()
+    *parents, _ = key.split(".")
+    for name in parents:
+        section = getattr(section, name, None)
+    if not dataclasses.is_dataclass(section):
+        return None
+    return unknown(key, value, [field.name for field in dataclasses.fields(section)])
+
+
+def _yaml_error(error: yaml.YAMLError) -> str:
+    mark = getattr(error, "problem_mark", None)
+    problem = getattr(error, "problem", None) or str(error)
+    if mark is None:
+        return f"not valid YAML: {problem}"
+    name = Path(mark.name)
+    shown = name.relative_to(Path.cwd()) if name.is_absolute() and name.is_relative_to(Path.cwd()) else name
+    return f"{shown}, line {mark.line + 1}: not valid YAML: {problem}"
+
+
+if __name__ == "__main__":
+    from stages.stage import execute
+
+    execute("config", main)

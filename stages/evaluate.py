@@ -1,0 +1,98 @@
+"""Measure what quantization cost and gained: accuracy, speed, size, and noise per layer.
+
+Three models are compared: FP32 in f32, FP32 in the precision that the device prefers (bf16 on CPUs with AMX), and INT8.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from stages import artifacts
+from stages.config import create
+from stages.schema import Config
+from stages.stage import run
+
+NAME = "evaluate"
+
+
+def main(config: Config) -> dict[str, Any]:
+    """Write build/evaluate, build/reports/metrics.json and build/reports/noise.json."""
+    import openvino as ov
+
+    from stages import reports
+    from stages.progress import progress
+    from stages.quantization.layer_table import layer_table
+    from stages.runtime import baseline, engine, latency
+    from stages.samples import validation_samples
+
+    paths = {"fp32": artifacts.folder("prepare"), "int8": artifacts.folder("correct_bias")}
+    models = {name: engine.core().read_model(folder / "model.xml") for name, folder in paths.items()}
+    samples = validation_samples(config)
+
+    metrics = {name: create(section, f"metric.{name}") for name, section in config.metric.items()}
+    for metric in metrics.values():
+        metric.bind(models["fp32"])
+    compiled = {
+        "fp32": engine.compile(models["fp32"], config.engine, "f32"),
+        "default": engine.compile(models["fp32"], config.engine, "default"),
+        "int8": engine.compile(models["int8"], config.engine, config.engine.inference_precision),
+    }
+    precisions = {name: latency.precision_of(model) for name, model in compiled.items()}
+    if precisions["default"] == "f32":
+        del compiled["default"]  # the same as fp32
+    key = baseline.baseline_key(config, metrics.values())
+    values = baseline.evaluate(compiled, progress(samples, NAME, total=len(samples)), metrics, key)
+    values = {name: values.get(name, values["fp32"]) for name in precisions}
+    compiled.clear()
+
+    speed: dict[str, Any] = {}
+    times: list[latency.NodeTime] = []
+    if config.evaluate.benchmark.enabled:
+        inputs = dict(enumerate(samples[0].inputs.values()))
+        speed, times = latency.benchmark(models["fp32"], models["int8"], config.engine, inputs, config.evaluate.benchmark.seconds)
+
+    quantizers = artifacts.read_json(artifacts.folder("quantize") / "quantizers.json")
+    corrections = artifacts.read_json(artifacts.folder("correct_bias") / "corrections.json")
+    rows = layer_table(quantizers, corrections, _noise(config, models["fp32"], quantizers, samples), times)
+    evaluation = {
+        "metrics": reports.judge(values, metrics, config),
+        "samples": len(samples),
+        "confidence": config.evaluate.confidence,
+        "precisions": precisions,
+        "size_bytes": {name: sum(path.stat().st_size for path in folder.glob("model.*")) for name, folder in paths.items()},
+        "device": engine.core().get_property(config.engine.device, "FULL_DEVICE_NAME"),
+        "openvino": ov.get_version(),
+    }
+    with artifacts.writing(artifacts.folder(NAME)) as folder:
+        baseline.save(values, folder / "samples.npz")
+        artifacts.write_json(folder / "evaluation.json", evaluation)
+        artifacts.write_json(folder / "latency.json", speed)
+        artifacts.write_json(folder / "layers.json", rows)
+        artifacts.write_json(folder / "accuracy_speed.json", reports.accuracy_speed(evaluation, speed, config))
+    artifacts.write_json(artifacts.REPORTS / "noise.json", reports.noise(rows))
+    artifacts.write_json(artifacts.REPORTS / "metrics.json", reports.metrics(evaluation, quantizers, corrections))
+    return {"samples": len(samples)}
+
+
+def _noise(config: Config, model: Any, data: dict[str, Any], samples: Any) -> dict[str, float | None]:
+    """SQNR by quantizer name: of the weights by arithmetic, of the activations over the first validation samples."""
+    from stages.quantization.noise import ActivationNoise, aligned_model, ranges_from_json, weight_noise
+    from stages.quantization.plan import plan_from_json
+    from stages.quantization.statistics import load
+    from stages.runtime import engine
+
+    if not config.evaluate.noise_samples:
+        return {}
+    plan, ranges = plan_from_json(data), ranges_from_json(data)
+    if plan.aligned:
+        model = aligned_model(model, load(artifacts.folder("collect_statistics")), plan)
+    noise = weight_noise(model, plan, ranges)
+    activations = ActivationNoise(model, plan, ranges)
+    if activations.names:
+        compiled = engine.compile(activations.model, config.engine, "f32")
+        noise |= activations.ratios(engine.infer(compiled, samples[: config.evaluate.noise_samples]))
+    return noise
+
+
+if __name__ == "__main__":
+    run(NAME, main)

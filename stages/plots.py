@@ -1,0 +1,68 @@
+"""The pictures that are stored with a run; matplotlib without a display."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+MOST_BARS = 40
+COLORS = {"weights": "#d98032", "activations": "#2f6db3"}
+
+
+def plot_noise(rows: Sequence[dict[str, Any]], path: Path) -> None:
+    """The layers with the most quantization noise, worst on top.
+
+    Args:
+        rows: Content of noise.json, worst first: layer, kind, sqnr_db.
+        path: PNG to write.
+    """
+    from matplotlib.figure import Figure
+    from matplotlib.patches import Patch
+
+    shown = list(rows[:MOST_BARS])
+    figure = Figure(figsize=(9, 1.4 + 0.22 * len(shown)), layout="constrained")
+    axes = figure.add_subplot()
+    axes.barh(range(len(shown)), [row["sqnr_db"] for row in shown], color=[COLORS[row["kind"]] for row in shown], height=0.7)
+    axes.set_yticks(range(len(shown)), [_short(row["layer"]) for row in shown], fontsize=8)
+    axes.invert_yaxis()
+    axes.set_ylim(len(shown) - 0.4, -0.6)
+    axes.set_xlabel("signal to quantization noise, dB (less is noisier)")
+    count = f"the {len(shown)} noisiest of {len(rows)}" if len(rows) > len(shown) else f"all {len(rows)}"
+    axes.set_title(f"Quantization noise per layer input: {count}", fontsize=11)
+    axes.grid(axis="x", alpha=0.3)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+    kinds = dict.fromkeys(row["kind"] for row in shown)
+    axes.legend(handles=[Patch(color=COLORS[kind], label=kind) for kind in kinds], loc="upper right", fontsize=9)
+    figure.savefig(path, dpi=110)
+
+
+def plot_accuracy_speed(rows: Sequence[dict[str, Any]], metric: str, path: Path) -> None:
+    """The primary metric of each model over its latency.
+
+    Args:
+        rows: Content of accuracy_speed.json: model, latency_ms, accuracy.
+        metric: Name of the primary metric.
+        path: PNG to write.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 4.5), layout="constrained")
+    axes = figure.add_subplot()
+    for row in rows:
+        axes.scatter(row["latency_ms"], row["accuracy"], s=70, zorder=3)
+        axes.annotate(row["model"], (row["latency_ms"], row["accuracy"]), xytext=(7, 7), textcoords="offset points", fontsize=9)
+    axes.margins(0.25)
+    axes.set_xlim(left=0)
+    axes.set_xlabel("latency, ms (one inference at a time)")
+    axes.set_ylabel(metric)
+    axes.set_title("Accuracy against speed", fontsize=11)
+    axes.grid(alpha=0.3)
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path, dpi=110)
+
+
+def _short(name: str, length: int = 48) -> str:
+    """Long names keep their end, where layers differ."""
+    return name if len(name) <= length else "…" + name[1 - length :]

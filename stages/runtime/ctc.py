@@ -1,0 +1,70 @@
+"""Reading the output of text recognisers trained with CTC, and comparing texts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import openvino as ov
+
+from stages.errors import UserError
+
+CHARACTERS = ["framework", "character"]  # where OpenVINO keeps the list that PaddleOCR stores in its models' metadata
+
+
+class CtcDecoder:
+    """Greedy CTC decoding: best class of each step, repeats collapsed, blanks dropped."""
+
+    def __init__(self, classes: Sequence[str], blank: int = 0) -> None:
+        """
+        Args:
+            classes: the text of each class; that of the blank does not matter.
+            blank: class of the blank.
+        """
+        self.classes = list(classes)
+        self.blank = blank
+
+    @classmethod
+    def of_model(cls, model: ov.Model, shape: Sequence[int], characters: str | None, blank: int) -> CtcDecoder:
+        """The decoder for a model's output of `shape`, with the model's own characters or those of a text file.
+
+        Models have one class per character and the blank, PaddleOCR's a last one for the space: the number of classes tells.
+        """
+        if characters is not None:
+            try:
+                listed = Path(characters).read_text(encoding="utf-8").removesuffix("\n").split("\n")
+            except (OSError, UnicodeDecodeError) as error:
+                raise UserError(f"cannot read the characters file {characters}: {error}") from error
+        elif model.has_rt_info(CHARACTERS):
+            listed = model.get_rt_info(CHARACTERS).astype(str).removesuffix("\n").split("\n")
+        else:
+            raise UserError(
+                "the model does not tell its characters (rt_info framework/character): name a text file, one character per line"
+            )
+        for spaces in ([], [" "]):
+            count = len(listed) + len(spaces) + 1
+            if count in shape[1:]:
+                blank %= count
+                classes = listed + spaces
+                return cls([*classes[:blank], "", *classes[blank:]], blank)
+        raise UserError(f"{len(listed)} characters do not fit an output of shape {list(shape)}: it needs one class each, and the blank")
+
+    def __call__(self, output: np.ndarray) -> str | None:
+        """The text of one sample's scores [1, T, C], [T, 1, C] or [1, C, T]; None when a score is NaN."""
+        axis = output.shape.index(len(self.classes), 1)
+        if np.isnan(output).any():
+            return None
+        best = output.argmax(axis=axis).ravel()
+        changes = np.flatnonzero(np.diff(best, prepend=-1))
+        return "".join(self.classes[index] for index in best[changes] if index != self.blank)
+
+
+def edit_distance(read: str, target: str) -> int:
+    """Levenshtein distance: the fewest insertions, deletions and replacements that turn one text into the other."""
+    row = list(range(len(target) + 1))
+    for i, character in enumerate(read, start=1):
+        diagonal, row[0] = row[0], i
+        for j, expected in enumerate(target, start=1):
+            diagonal, row[j] = row[j], min(row[j] + 1, row[j - 1] + 1, diagonal + (character != expected))
+    return row[-1]

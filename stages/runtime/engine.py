@@ -1,0 +1,153 @@
+"""Compiling models and running samples through them, asynchronously and with results in sample order."""
+
+from __future__ import annotations
+
+import functools
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import islice
+from typing import Any
+
+import numpy as np
+import openvino as ov
+
+from stages.errors import UserError
+from stages.runtime.datasets import Sample
+from stages.runtime.metrics import Metric
+from stages.schema import Engine
+
+CHUNK = 32  # samples kept in memory while several models run on them
+
+
+@functools.cache
+def core() -> ov.Core:
+    """The process's one OpenVINO core: making another costs a quarter of a second."""
+    return ov.Core()
+
+
+def compile(model: ov.Model, engine: Engine, precision: str = "f32", *, hint: str = "THROUGHPUT") -> ov.CompiledModel:
+    """Compile `model` for `engine.device`.
+
+    Args:
+        precision: "f32", "bf16", "f16", or "default" for what the device prefers. CPUs with AMX or avx512_bf16 prefer bf16
+            even for an FP32 model, so statistics and the FP32 baseline must ask for "f32".
+        hint: "THROUGHPUT" (as many parallel streams as pay off) or "LATENCY" (one request at a time).
+
+    Raises:
+        UserError: the device does not exist, or cannot run the model in this precision.
+    """
+    properties: dict[str, Any] = {"PERFORMANCE_HINT": hint}
+    if precision != "default":
+        properties["INFERENCE_PRECISION_HINT"] = precision
+    if engine.requests and hint == "THROUGHPUT":
+        properties["PERFORMANCE_HINT_NUM_REQUESTS"] = engine.requests
+    if engine.threads:
+        properties["INFERENCE_NUM_THREADS"] = engine.threads
+    try:
+        return core().compile_model(model, engine.device, properties)
+    except RuntimeError as error:
+        devices = ", ".join(core().available_devices)
+        if engine.device.split(":")[0].split(".")[0] not in {device.split(".")[0] for device in core().available_devices} | {
+            "AUTO",
+            "HETERO",
+            "MULTI",
+        }:
+            raise UserError(f"engine.device is {engine.device!r}, but the devices here are: {devices}") from error
+        raise UserError(f"{engine.device} cannot run the model in precision {precision!r}: {last_line(error)}") from error
+
+
+def infer(compiled: ov.CompiledModel, samples: Iterable[Sample]) -> Iterator[list[np.ndarray]]:
+    """Run samples through a model; yield each sample's outputs, in the order of the samples.
+
+    Requests run in parallel in OpenVINO's threads; samples are taken and outputs handed out in the caller's thread. An error in
+    either therefore simply propagates, and leaving the loop early waits for the few requests under way.
+
+    Args:
+        samples: bound to the model (datasets.Samples). Taken lazily, a few ahead of what is yielded.
+
+    Yields:
+        one array per model output. They are views of OpenVINO's memory, valid until the next one is asked for: copy to keep.
+    """
+    streams = max(1, compiled.get_property("OPTIMAL_NUMBER_OF_INFER_REQUESTS"))
+    # Twice as many requests as streams: while the oldest one's outputs are read, every stream has its next sample waiting.
+    idle = [compiled.create_infer_request() for _ in range(2 * streams)]
+    running: deque[tuple[ov.InferRequest, list[np.ndarray]]] = deque()
+    try:
+        for sample in samples:
+            if not idle:
+                yield _finished(running, idle)
+            request = idle.pop()
+            inputs = list(sample.inputs.values())
+            # `running` keeps the arrays alive: OpenVINO reads them in place.
+            request.start_async(dict(enumerate(inputs)), share_inputs=True)
+            running.append((request, inputs))
+        while running:
+            yield _finished(running, idle)
+    finally:
+        for request, _ in running:
+            request.wait()
+
+
+def _finished(running: deque[tuple[ov.InferRequest, list[np.ndarray]]], idle: list[ov.InferRequest]) -> list[np.ndarray]:
+    request, _ = running[0]
+    request.wait()
+    running.popleft()
+    idle.append(request)  # started again only after the caller has come back for more
+    return [tensor.data for tensor in request.output_tensors]
+
+
+def evaluate_metrics(
+    models: Mapping[str, ov.CompiledModel], samples: Iterable[Sample], metrics: Mapping[str, Metric], reference: str = "fp32"
+) -> dict[str, dict[str, np.ndarray]]:
+    """Per-sample metric values of several models on the same samples, each sample loaded once.
+
+    Args:
+        models: compiled models by name, all with the same inputs and outputs.
+        samples: bound to the models.
+        metrics: by name, already bound to the model (`Metric.bind`).
+        reference: the model whose outputs are the target of metrics that use a reference.
+
+    Returns:
+        model name -> metric name -> values [N, k], k being the metric's own number of values per sample (k is 1 for most).
+
+    Raises:
+        UserError: there are no samples, or a metric's value is not a finite number.
+    """
+    needs_reference = any(metric.uses_reference for metric in metrics.values())
+    if needs_reference and reference not in models:
+        raise ValueError(f"a metric compares with {reference!r}, which is not among the models")
+    order = [reference, *(name for name in models if name != reference)] if needs_reference else list(models)
+    rows: dict[str, dict[str, list[np.ndarray]]] = {name: {key: [] for key in metrics} for name in models}
+    remaining = iter(samples)
+    while chunk := list(islice(remaining, CHUNK)):
+        reference_outputs: list[list[np.ndarray]] = []
+        for name in order:
+            for position, outputs in enumerate(infer(models[name], chunk)):
+                if needs_reference and name == reference:
+                    reference_outputs.append([output.copy() for output in outputs])
+                sample = chunk[position]
+                for key, metric in metrics.items():
+                    target = reference_outputs[position] if metric.uses_reference else sample.target
+                    rows[name][key].append(_values(key, metric, outputs, target, sample.label))
+    return {name: {key: _stack(key, values) for key, values in by_metric.items()} for name, by_metric in rows.items()}
+
+
+def _values(key: str, metric: Metric, outputs: list[np.ndarray], target: Any, label: str) -> np.ndarray:
+    values = np.atleast_1d(np.asarray(metric.per_sample(outputs, target), dtype=np.float64))
+    if not np.all(np.isfinite(values)):
+        raise UserError(f"metric {key} is not a finite number ({values.ravel()[~np.isfinite(values.ravel())][0]}) for {label}")
+    return values
+
+
+def _stack(key: str, rows: list[np.ndarray]) -> np.ndarray:
+    if not rows:
+        raise UserError(f"metric {key}: there are no samples to evaluate")
+    if len({row.shape for row in rows}) > 1 or rows[0].ndim != 1:
+        raise UserError(f"metric {key} gives arrays of different shapes from sample to sample; per_sample must return one fixed length")
+    return np.stack(rows)
+
+
+def last_line(error: BaseException) -> str:
+    """The last line with words of an OpenVINO exception, which is the one that says what is wrong."""
+    lines = [line.strip() for line in str(error).splitlines() if any(character.isalpha() for character in line)]
+    return lines[-1] if lines else type(error).__name__

@@ -1,0 +1,215 @@
+"""How fast models run: latency and throughput measured side by side, and which layers the time goes to.
+
+Speeds measured one after the other on a shared machine mostly compare its moods. Here every round measures all models
+within the same fraction of a second, and two models are compared by the ratios within rounds.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import openvino as ov
+from numpy.typing import NDArray
+
+from stages.runtime.engine import compile, core
+from stages.schema import Engine
+
+BLOCK_SECONDS = 0.02
+LONGEST_BLOCK = 100
+FEWEST_ROUNDS = 3
+
+Inputs = Mapping[int, NDArray[Any]]  # by index of the model's input
+
+
+class Spread(NamedTuple):
+    """A median, and the range that holds four fifths of the rounds (10th to 90th percentile).
+
+    Quartiles would be too narrow to judge by: two compilations of one model differ by 1 % in most rounds, because their
+    buffers lie differently in memory.
+    """
+
+    median: float
+    low: float
+    high: float
+
+    @property
+    def differs_from_one(self) -> bool:
+        """For a ratio: whether nine rounds in ten agree on which model is faster."""
+        return self.low > 1.0 or self.high < 1.0
+
+
+@dataclass(frozen=True)
+class NodeTime:
+    """One executed node of a compiled model.
+
+    Attributes:
+        layers: Names of the model's operations that this node carries out; the main one first, the fused ones after it.
+        microseconds: Mean execution time of one inference.
+        implementation: The runtime's name of the kernel, e.g. `brgconv_avx512_amx_i8`.
+    """
+
+    layers: tuple[str, ...]
+    microseconds: float
+    implementation: str
+
+
+def benchmark(fp32: ov.Model, int8: ov.Model, engine: Engine, inputs: Inputs, seconds: float) -> tuple[dict[str, Any], list[NodeTime]]:
+    """Latency, throughput and speed-up of the FP32 model in f32, of the same in the device's default precision, and of the INT8 model.
+
+    Returns:
+        What latency.json holds (milliseconds, samples per second, and how many times faster INT8 is than each of the others)
+        and the node times of the INT8 model.
+    """
+    precisions = {"fp32": (fp32, "f32"), "default": (fp32, "default"), "int8": (int8, engine.inference_precision)}
+
+    def compiled(hint: str) -> dict[str, ov.CompiledModel]:
+        models = {name: compile(model, engine, precision, hint=hint) for name, (model, precision) in precisions.items()}
+        if precision_of(models["default"]) == "f32":
+            del models["default"]  # the same as fp32: measured once
+        return models
+
+    rounds = latency(compiled("LATENCY"), inputs, 0.6 * seconds)
+    rates = throughput(compiled("THROUGHPUT"), inputs, 0.3 * seconds)
+    rounds.setdefault("default", rounds["fp32"])
+    rates.setdefault("default", rates["fp32"])
+    batch = next(iter(inputs.values())).shape[0] if inputs else 1
+    result = {
+        "rounds": len(rounds["int8"]),
+        "latency_ms": {name: spread(1e3 * rounds[name])._asdict() for name in precisions},
+        "throughput": {name: rates[name] * batch for name in precisions},
+        "speed_up": {name: speed_up(rounds[name], rounds["int8"])._asdict() for name in ("fp32", "default")},
+    }
+    return result, node_times(_with_counters(int8, engine), inputs, 0.1 * seconds)
+
+
+def precision_of(model: ov.CompiledModel) -> str:
+    """The precision that a compiled model computes in where it is not quantized, e.g. `bf16`; `f32` where the device has no choice."""
+    if "INFERENCE_PRECISION_HINT" not in model.get_property("SUPPORTED_PROPERTIES"):
+        return "f32"
+    return str(model.get_property("INFERENCE_PRECISION_HINT").to_string())
+
+
+def _with_counters(model: ov.Model, engine: Engine) -> ov.CompiledModel:
+    """A model compiled for latency that counts the time of every node, which slows it down a little."""
+    properties: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY", "PERF_COUNT": True}
+    if engine.inference_precision != "default":
+        properties["INFERENCE_PRECISION_HINT"] = engine.inference_precision
+    if engine.threads:
+        properties["INFERENCE_NUM_THREADS"] = engine.threads
+    return core().compile_model(model, engine.device, properties)
+
+
+def spread(values: NDArray[np.float64]) -> Spread:
+    """Median and range of one number per round."""
+    low, median, high = np.quantile(values, [0.1, 0.5, 0.9])
+    return Spread(float(median), float(low), float(high))
+
+
+def speed_up(reference: NDArray[np.float64], model: NDArray[np.float64]) -> Spread:
+    """How many times faster a model is than the reference, from times of the same rounds."""
+    return spread(reference / model)
+
+
+def interleave(runs: Mapping[str, Callable[[], object]], seconds: float) -> dict[str, NDArray[np.float64]]:
+    """Times each callable in rounds: a short block of one, then of the next, and again, each round starting with another one.
+
+    A block begins with one untimed call, because the caches still hold the previous model's weights.
+
+    Args:
+        runs: What to time, by name.
+        seconds: Time for everything; exceeded only where it is too short for three rounds.
+
+    Returns:
+        By name, the median seconds of one call in each round.
+    """
+    calls = {}
+    end = time.perf_counter() + seconds
+    for name, run in runs.items():
+        run()  # allocates; never representative
+        calls[name] = int(np.clip(BLOCK_SECONDS / max(_timed(run), 1e-9), 1, LONGEST_BLOCK))
+    names = list(runs)
+    rounds: dict[str, list[float]] = {name: [] for name in names}
+    done = 0
+    while done < FEWEST_ROUNDS or time.perf_counter() < end:
+        first = done % len(names)
+        for name in names[first:] + names[:first]:
+            runs[name]()
+            rounds[name].append(float(np.median([_timed(runs[name]) for _ in range(calls[name])])))
+        done += 1
+    return {name: np.array(times) for name, times in rounds.items()}
+
+
+def _timed(run: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    run()
+    return time.perf_counter() - start
+
+
+def latency(models: Mapping[str, ov.CompiledModel], inputs: Inputs, seconds: float) -> dict[str, NDArray[np.float64]]:
+    """Seconds of one synchronous inference per round and model; compile the models for latency."""
+
+    def runner(model: ov.CompiledModel) -> Callable[[], object]:
+        request = model.create_infer_request()
+        return lambda: request.infer(inputs, share_inputs=True, share_outputs=True)
+
+    return interleave({name: runner(model) for name, model in models.items()}, seconds)
+
+
+def throughput(models: Mapping[str, ov.CompiledModel], inputs: Inputs, seconds: float, segments: int = 3) -> dict[str, float]:
+    """Inferences per second with all requests in flight; compile the models for throughput.
+
+    The models take turns, `segments` times each; the median of a model's segments counts.
+    """
+    queues = {name: ov.AsyncInferQueue(model) for name, model in models.items()}
+    rates: dict[str, list[float]] = {name: [] for name in queues}
+    for queue in queues.values():
+        _inferences_per_second(queue, inputs, 0.0)
+    for _ in range(segments):
+        for name, queue in queues.items():
+            rates[name].append(_inferences_per_second(queue, inputs, seconds / (segments * len(queues))))
+    return {name: float(np.median(values)) for name, values in rates.items()}
+
+
+def _inferences_per_second(queue: ov.AsyncInferQueue, inputs: Inputs, seconds: float) -> float:
+    """Keeps the queue full for the given time, and counts the time until it is empty again."""
+    count = 0
+    start = time.perf_counter()
+    while count < 2 * len(queue) or time.perf_counter() - start < seconds:
+        queue.start_async(inputs)
+        count += 1
+    queue.wait_all()
+    return count / (time.perf_counter() - start)
+
+
+def node_times(model: ov.CompiledModel, inputs: Inputs, seconds: float, fewest: int = 10) -> list[NodeTime]:
+    """Execution time of every node, in execution order, averaged over inferences for the given time.
+
+    Args:
+        model: Compiled with PERF_COUNT.
+        inputs: What to infer.
+        seconds: How long to infer.
+        fewest: Infer at least this often.
+
+    Returns:
+        The executed nodes; empty where the device reports no times.
+    """
+    request = model.create_infer_request()
+    end = time.perf_counter() + seconds
+    count = 0
+    while count < fewest or time.perf_counter() < end:
+        request.infer(inputs, share_inputs=True, share_outputs=True)
+        count += 1
+    return [found for node in model.get_runtime_model().get_ordered_ops() if (found := _node_time(node)) is not None]
+
+
+def _node_time(node: ov.Node) -> NodeTime | None:
+    information = node.get_rt_info()
+    if "execTimeMcs" not in information or not (microseconds := str(information["execTimeMcs"].value)).isdigit():
+        return None  # 'not_executed': constants, and what was fused into another node
+    layers = str(information["originalLayersNames"].value).split(",") if "originalLayersNames" in information else []
+    implementation = str(information["primitiveType"].value) if "primitiveType" in information else ""
+    return NodeTime(tuple(name for name in layers if name), float(microseconds), implementation)

@@ -1,0 +1,290 @@
+"""Metrics: what a model's outputs are worth, sample by sample.
+
+A metric turns one sample's outputs into a short row of numbers, and all rows into one value. Rows are kept, so that two
+models are compared sample by sample, intervals come from resampling rows, and the hardest samples are known.
+A metric of your own is a class like these, named by `_target_` in conf/metric/; subclassing `Metric` gives the defaults.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import openvino as ov
+
+from stages.errors import UserError
+from stages.runtime.ctc import CtcDecoder, edit_distance
+
+
+class Metric:
+    """Base of all metrics: the mean of one number per sample, higher is better, judged against the sample's target."""
+
+    higher_is_better: bool = True
+    uses_reference: bool = False  # True: the target of `per_sample` is the list of the FP32 model's outputs
+
+    def bind(self, model: ov.Model) -> None:
+        """Read what the metric must know of the model, e.g. the number of classes. Called once, before anything else."""
+
+    def check(self, target: Any) -> None:
+        """Raise UserError when `target` cannot be a target of this metric. Not called when the metric uses a reference."""
+
+    def per_sample(self, outputs: Sequence[np.ndarray], target: Any) -> np.ndarray | float:
+        """One sample's row of values, of the same length for every sample; `outputs` in the order of the model's outputs."""
+        raise NotImplementedError
+
+    def value(self, rows: np.ndarray) -> float:
+        """The metric over samples: rows [N, k] -> one number."""
+        return float(rows[:, 0].mean())
+
+    def score(self, rows: np.ndarray) -> np.ndarray:
+        """How good each sample is, the higher the better: rows [N, k] -> [N]. Ranks the hardest samples."""
+        return rows[:, 0] if self.higher_is_better else -rows[:, 0]
+
+
+class OutputMetric(Metric):
+    """A metric of one of the model's outputs."""
+
+    def __init__(self, output: str | int = 0) -> None:
+        """
+        Args:
+            output: name or index of the model output that is judged.
+        """
+        self.output = output
+        self.index = output if isinstance(output, int) else 0
+        self.shape: tuple[int, ...] = ()  # of the output; -1 where it is dynamic
+
+    def bind(self, model: ov.Model) -> None:
+        self.index = find_output(model, self.output)
+        shape = model.outputs[self.index].get_partial_shape()
+        if shape.rank.is_dynamic:
+            raise UserError(f"{type(self).__name__}: the rank of the model's output {self.output!r} is not known")
+        self.shape = tuple(size.get_length() if size.is_static else -1 for size in shape)
+
+
+class Accuracy(OutputMetric):
+    """Share of samples whose class is among the `top_k` highest scores. Target: the class index."""
+
+    def __init__(self, top_k: int = 1, output: str | int = 0) -> None:
+        super().__init__(output)
+        if top_k < 1:
+            raise UserError(f"Accuracy: top_k is {top_k}, but must be at least 1")
+        self.top_k = top_k
+        self.classes = -1
+
+    def bind(self, model: ov.Model) -> None:
+        super().bind(model)
+        # Scores come as [1, C], [1, C, 1, 1] or [1, 1, 1, C]: one dimension that is not 1.
+        sizes = [size for size in self.shape[1:] if size != 1]
+        if len(sizes) > 1:
+            raise UserError(f"Accuracy: output {self.output!r} has shape {list(self.shape)}, not one score per class")
+        self.classes = sizes[0] if sizes else 1
+        if self.classes == 1:
+            raise UserError(f"Accuracy: output {self.output!r} has shape {list(self.shape)}: a single score has no classes")
+        if self.top_k >= self.classes > 0:
+            raise UserError(f"Accuracy: top_k is {self.top_k}, but the model has {self.classes} classes")
+
+    def check(self, target: Any) -> None:
+        if not _is_integer(target):
+            raise UserError(f"Accuracy needs a class index as label, not {_shown(target)}")
+        if target < 0 or 0 < self.classes <= target:
+            raise UserError(f"label {int(target)} is out of range: the model has {self.classes} classes, 0 to {self.classes - 1}")
+
+    def per_sample(self, outputs: Sequence[np.ndarray], target: Any) -> float:
+        scores = outputs[self.index].ravel()
+        if not np.isfinite(scores).all():
+            return float("nan")
+        # Ties are lost: a model that scores all classes alike has recognised nothing.
+        return float(np.count_nonzero(scores >= scores[target]) <= self.top_k)
+
+
+class ExactMatch(OutputMetric):
+    """Share of text lines that a CTC recogniser reads without any error. Target: the text."""
+
+    def __init__(self, output: str | int = 0, characters: str | None = None, blank: int = 0, ignore_space: bool = False) -> None:
+        """
+        Args:
+            ignore_space: compare without spaces, as PaddleOCR's own evaluation does: its recognisers put them in and leave them
+                out at random, above all at the ends of a line.
+            characters: text file with one character per line; by default the model's own list (rt_info framework/character).
+            blank: class of the CTC blank; -1 for the last one.
+        """
+        super().__init__(output)
+        self.characters = characters
+        self.blank = blank
+        self.ignore_space = ignore_space
+        self.decoder = CtcDecoder([])
+
+    def bind(self, model: ov.Model) -> None:
+        super().bind(model)
+        self.decoder = CtcDecoder.of_model(model, self.shape, self.characters, self.blank)
+
+    def check(self, target: Any) -> None:
+        if not isinstance(target, str) or not target.strip():
+            raise UserError(f"{type(self).__name__} needs the text as label, not {_shown(target)}")
+
+    def per_sample(self, outputs: Sequence[np.ndarray], target: Any) -> float:
+        read, text = self._texts(outputs, target)
+        return float("nan") if read is None else float(read == text)
+
+    def _texts(self, outputs: Sequence[np.ndarray], target: str) -> tuple[str | None, str]:
+        """What was read (None: the scores are NaN) and what should have been."""
+        read = self.decoder(outputs[self.index])
+        if self.ignore_space and read is not None:
+            return read.replace(" ", "").replace("\u3000", ""), target.replace(" ", "")
+        return read, target
+
+
+class CharacterAccuracy(ExactMatch):
+    """1 - edits / characters over all text lines: insertions, deletions and replacements that the readings need. Target: the text.
+
+    Rows are (edits, characters). Long lines count more than short ones.
+    """
+
+    def per_sample(self, outputs: Sequence[np.ndarray], target: Any) -> np.ndarray:  # type: ignore[override]
+        read, text = self._texts(outputs, target)
+        return np.array([np.nan if read is None else edit_distance(read, text), len(text)], dtype=np.float64)
+
+    def value(self, rows: np.ndarray) -> float:
+        return float(1.0 - rows[:, 0].sum() / rows[:, 1].sum())
+
+    def score(self, rows: np.ndarray) -> np.ndarray:
+        return 1.0 - rows[:, 0] / rows[:, 1]
+
+
+class MeanIoU(OutputMetric):
+    """Mean over classes of intersection / union, both summed over all samples. Target: class map [H, W].
+
+    The output is either scores, with the classes along `class_axis`, or already a class map of integers.
+    Rows are the C intersections followed by the C unions, in pixels. Classes that occur nowhere are left out of the mean.
+    """
+
+    def __init__(self, classes: int | None = None, ignore_label: int | None = None, class_axis: int = 1, output: str | int = 0) -> None:
+        """
+        Args:
+            classes: number of classes; by default the size of the output along `class_axis`.
+            ignore_label: pixels with this label in the target do not count, e.g. 255.
+        """
+        super().__init__(output)
+        self.classes = classes or 0
+        self.ignore_label = ignore_label
+        self.class_axis = class_axis
+        self.is_map = False
+        self.size: tuple[int, ...] = ()
+
+    def bind(self, model: ov.Model) -> None:
+        super().bind(model)
+        self.is_map = model.outputs[self.index].get_element_type().is_integral()
+        sizes = list(self.shape)
+        if not self.is_map:
+            if not -len(sizes) <= self.class_axis < len(sizes):
+                raise UserError(f"MeanIoU: class_axis {self.class_axis} does not exist in output {self.output!r} of shape {sizes}")
+            self.classes = self.classes or sizes[self.class_axis]
+            if sizes[self.class_axis] not in (-1, self.classes):
+                raise UserError(
+                    f"MeanIoU: classes is {self.classes}, but output {self.output!r} of shape {sizes} has {sizes[self.class_axis]}"
+                )
+            del sizes[self.class_axis]
+        if self.classes < 2:
+            raise UserError(f"MeanIoU: give the number of classes; output {self.output!r} of shape {list(self.shape)} does not tell it")
+        self.size = tuple(sizes[-2:])
+
+    def check(self, target: Any) -> None:
+        labels = np.asarray(target)
+        if labels.ndim < 2 or not np.issubdtype(labels.dtype, np.integer):
+            raise UserError(f"MeanIoU needs a map of class indices as label, not {_shown(target)}")
+        for expected, size in zip(self.size, labels.shape[-2:], strict=True):
+            if expected not in (-1, size):
+                raise UserError(f"MeanIoU: the label map is {list(labels.shape[-2:])}, but the model's output is {list(self.size)}")
+        counted = labels if self.ignore_label is None else labels[labels != self.ignore_label]
+        if counted.size and not 0 <= counted.min() <= counted.max() < self.classes:
+            wrong = counted.min() if counted.min() < 0 else counted.max()
+            raise UserError(f"label {wrong} is out of range: MeanIoU has {self.classes} classes, 0 to {self.classes - 1}")
+
+    def per_sample(self, outputs: Sequence[np.ndarray], target: Any) -> np.ndarray:
+        output = outputs[self.index]
+        if not self.is_map and not np.isfinite(output).all():
+            return np.full(2 * self.classes, np.nan)
+        found = (output if self.is_map else output.argmax(axis=self.class_axis)).ravel().astype(np.int64)
+        labels = np.asarray(target).ravel().astype(np.int64)
+        if found.size != labels.size:
+            raise UserError(f"MeanIoU: the model's output has {found.size} pixels, the label {labels.size}")
+        if self.ignore_label is not None:
+            counted = labels != self.ignore_label
+            found, labels = found[counted], labels[counted]
+        # A class map may hold classes beyond those that are judged: such pixels are in no union but their label's.
+        in_range = (found >= 0) & (found < self.classes)
+        intersection = np.bincount(labels[found == labels], minlength=self.classes)
+        union = np.bincount(labels, minlength=self.classes) + np.bincount(found[in_range], minlength=self.classes) - intersection
+        return np.concatenate([intersection, union]).astype(np.float64)
+
+    def value(self, rows: np.ndarray) -> float:
+        return float(self.score(rows.sum(axis=0, keepdims=True))[0])
+
+    def score(self, rows: np.ndarray) -> np.ndarray:
+        intersection, union = rows[:, : self.classes], rows[:, self.classes :]
+        shares = np.divide(intersection, union, out=np.full_like(intersection, np.nan), where=union > 0)
+        present = (union > 0).sum(axis=1)
+        # A sample (or a set) of nothing but ignored pixels has nothing wrong.
+        return np.where(present > 0, np.nansum(shares, axis=1) / np.maximum(present, 1), 1.0)
+
+
+class ReferenceError(Metric):
+    """Distance of the outputs from the FP32 model's, for data without labels; lower is better.
+
+    "relative": |q - f| / |f| in the L2 norm (|q - f| where f is all zero); "mean_squared": mean of (q - f)².
+    With several outputs, their mean.
+    """
+
+    higher_is_better = False
+    uses_reference = True
+
+    def __init__(self, kind: str = "relative", output: str | int | None = None) -> None:
+        """
+        Args:
+            output: name or index of the only output to compare; null compares all.
+        """
+        if kind not in ("relative", "mean_squared"):
+            raise UserError(f"ReferenceError: kind is {kind!r}, but must be relative or mean_squared")
+        self.kind = kind
+        self.output = output
+        self.indices: list[int] = []
+
+    def bind(self, model: ov.Model) -> None:
+        self.indices = list(range(len(model.outputs))) if self.output is None else [find_output(model, self.output)]
+
+    def per_sample(self, outputs: Sequence[np.ndarray], target: Any) -> float:
+        return float(np.mean([self._distance(outputs[index], target[index]) for index in self.indices]))
+
+    def _distance(self, output: np.ndarray, reference: np.ndarray) -> float:
+        if output.shape != reference.shape:
+            raise UserError(f"ReferenceError: the output's shape {list(output.shape)} differs from FP32's {list(reference.shape)}")
+        difference = output.astype(np.float64) - reference.astype(np.float64)
+        if self.kind == "mean_squared":
+            return float(np.mean(difference**2))
+        norm = np.linalg.norm(reference.astype(np.float64))
+        return float(np.linalg.norm(difference) / (norm if norm > 0 else 1.0))
+
+
+def find_output(model: ov.Model, output: str | int) -> int:
+    """Index of a model output given by index, tensor name, or name of the operation that computes it."""
+    if isinstance(output, int) and -len(model.outputs) <= output < len(model.outputs):
+        return output % len(model.outputs)
+    names = [set(port.get_names()) | {port.get_node().input_value(0).get_node().get_friendly_name()} for port in model.outputs]
+    for index, aliases in enumerate(names):
+        if output in aliases:
+            return index
+    raise UserError(f"the model has no output {output!r}; its outputs are: {', '.join(min(aliases) for aliases in names)}")
+
+
+def _is_integer(target: Any) -> bool:
+    return isinstance(target, (int, np.integer)) and not isinstance(target, bool)
+
+
+def _shown(target: Any) -> str:
+    if target is None:
+        return "an unlabelled sample"
+    if isinstance(target, np.ndarray):
+        return f"an array of {target.dtype} {list(target.shape)}"
+    text = repr(target)
+    return f"{type(target).__name__} {text if len(text) <= 40 else text[:37] + '...'}"

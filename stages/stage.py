@@ -1,0 +1,147 @@
+"""What all stages share: run the body, write its record, and turn errors that the user can fix into one line."""
+
+from __future__ import annotations
+
+import argparse
+import errno
+import fcntl
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from stages import artifacts
+from stages.config import load_config
+from stages.errors import UserError
+from stages.schema import Config
+
+Body = Callable[[Config], dict[str, Any] | None]
+
+_FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
+_NOT_WRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS)
+_ORPHAN_CHECK_SECONDS = 0.5
+
+
+def run(name: str, body: Body) -> None:
+    """Run a stage as the main program: `body` with the checked configuration, then exit if it failed.
+
+    What `body` returns is merged into the stage's record. `--help` prints the documentation of the stage's module.
+    """
+    execute(name, lambda: body(load_config()))
+
+
+def execute(name: str, work: Callable[[], dict[str, Any] | None]) -> None:
+    """Like `run`, for work that needs no configuration."""
+    documentation = sys.modules["__main__"].__doc__
+    parser = argparse.ArgumentParser(
+        prog=f"python -m stages.{name}", description=documentation, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.parse_args()
+    code = guarded(name, work)
+    if code:
+        sys.exit(code)
+
+
+def guarded(name: str, work: Callable[[], dict[str, Any] | None]) -> int:
+    """Do `work`, write the record of stage `name`, and return the exit code: 0, 1 after an error, 130 when interrupted.
+
+    Only errors that the user can act on become a line; any other exception is a defect and keeps its traceback.
+    """
+    _quiet_libraries()
+    _die_with_dvc()
+    try:
+        with _alone(name):
+            started = time.perf_counter()
+            more = work() or {}
+            record = {
+                "stage": name,
+                "seconds": round(time.perf_counter() - started, 3),
+                "cpu_seconds": round(cpu_seconds(), 3),
+                "peak_memory_mb": round(peak_memory_mb(), 1),
+                **more,
+            }
+            artifacts.write_json(artifacts.record(name), record)
+    except UserError as error:
+        return _fail(name, str(error))
+    except OSError as error:
+        place = error.filename2 or error.filename or artifacts.folder(name)
+        if error.errno in _FULL_DISK:
+            return _fail(name, f"disk full while writing {place}")
+        if error.errno in _NOT_WRITABLE:
+            return _fail(name, f"{place}: {error.strerror}")
+        raise
+    except MemoryError:
+        return _fail(name, f"out of memory (peak {peak_memory_mb():.0f} MB)")
+    except KeyboardInterrupt:
+        print(f"{name}: interrupted", file=sys.stderr)
+        return 130
+    return 0
+
+
+def cpu_seconds() -> float:
+    """User and system seconds of this process and the children it has waited for."""
+    times = os.times()
+    return times.user + times.system + times.children_user + times.children_system
+
+
+def peak_memory_mb() -> float:
+    """Peak resident memory of this process in megabytes (10**6 bytes)."""
+    status = Path("/proc/self/status")
+    if status.exists():
+        # ru_maxrss would start at the size of the parent that forked us, i.e. of DVC.
+        for line in status.read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024 / 1e6
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / 1e6 if sys.platform == "darwin" else peak * 1024 / 1e6
+
+
+def _fail(name: str, message: str) -> int:
+    print(f"{name}: error: {' '.join(message.split())}", file=sys.stderr)
+    return 1
+
+
+@contextmanager
+def _alone(name: str) -> Iterator[None]:
+    """Hold the lock of build/: two stages at once would pull each other's outputs from under their feet.
+
+    The kernel releases it when the process ends, however it ends.
+    """
+    artifacts.BUILD.mkdir(exist_ok=True)
+    with open(artifacts.BUILD / ".lock", "w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            print(f"{name}: waiting for another stage that is running in this folder", file=sys.stderr, flush=True)
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def _die_with_dvc() -> None:
+    """End this process soon after the DVC that started it is gone.
+
+    DVC's stages survive its `kill -9`, and would publish results that the next `dvc repro` knows nothing of.
+    """
+    if "DVC_STAGE" not in os.environ:
+        return
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(_ORPHAN_CHECK_SECONDS)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True, name="die-with-dvc").start()
+
+
+def _quiet_libraries() -> None:
+    """Keep libraries that are imported later from calling home: results must not depend on a network."""
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    # OpenVINO has no switch for it, but falls back to a stub where the package cannot be imported.
+    sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]

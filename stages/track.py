@@ -1,0 +1,288 @@
+"""Print the result and log it to MLflow: one run per result, however often and from wherever it was built.
+
+A result is known by a key made from the configuration and from the bytes of the quantized model and its reports. The stage
+always runs, so that results which DVC restored from its cache are logged as well; a result that is already in MLflow costs a
+look into its SQLite file and no import of MLflow.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import logging
+import os
+import re
+import sqlite3
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import closing, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from stages import artifacts
+from stages.errors import UserError
+from stages.schema import Config
+from stages.stage import run
+from stages.summary import summary
+
+if TYPE_CHECKING:
+    from mlflow.tracking import MlflowClient
+
+NAME = "track"
+KEY_TAG = "content_key"
+LONGEST_VALUE = 6000  # of a parameter in MLflow
+BATCH = 100  # parameters that MLflow takes at once
+SQLITE = "sqlite:///"
+UI = "http://127.0.0.1:5000"
+
+
+class Run(NamedTuple):
+    """A logged result."""
+
+    name: str
+    experiment_id: str
+
+
+def main(config: Config) -> None:
+    """Print the summary; log the result unless it is there already; say where to look at it."""
+    _warn_of_stale_inputs()
+    print(summary(config))
+    if not config.tracking.enabled:
+        print("MLflow: off (tracking.enabled is false)")
+        return
+    uri = tracking_uri(config)
+    key = content_key(config)
+    logged = find_in_sqlite(uri, config.tracking.experiment, key)
+    if logged is None:
+        logged, new = _log(config, uri, key)
+    else:
+        new = False
+    print(f"MLflow: {'logged' if new else 'already logged'} as {logged.name}")
+    print(f"compare: {comparison(uri, logged.experiment_id)}")
+
+
+# ------------------------------------------------------------------------------------------------ identity, place
+
+
+def content_key(config: Config) -> str:
+    """Hexadecimal key of a result: the configuration without tracking, and all bytes that follow from it."""
+    settings = {name: value for name, value in dataclasses.asdict(config).items() if name != "tracking"}
+    digest = hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode())
+    folders = [artifacts.folder("prepare"), artifacts.folder("quantize"), artifacts.folder("correct_bias"), artifacts.REPORTS]
+    for path in sorted(path for folder in folders for path in folder.rglob("*") if path.is_file()):
+        digest.update(f"\n{path.relative_to(artifacts.BUILD).as_posix()} {artifacts.file_sha256(path)}".encode())
+    return digest.hexdigest()[:32]
+
+
+def tracking_uri(config: Config) -> str:
+    """Where to log: the environment's MLFLOW_TRACKING_URI, or the configured one; a relative SQLite file is the project's.
+
+    DVC runs queued experiments in a temporary copy of the project and names the project itself in DVC_ROOT.
+    """
+    uri = os.environ.get("MLFLOW_TRACKING_URI") or config.tracking.tracking_uri
+    if not uri.startswith(SQLITE):
+        return uri
+    root = Path(os.environ.get("DVC_ROOT") or ".")
+    return f"{SQLITE}{((root if root.is_dir() else Path()) / uri.removeprefix(SQLITE)).resolve()}"
+
+
+def comparison(uri: str, experiment_id: str) -> str:
+    """How to open the experiment's runs side by side in the MLflow UI."""
+    page = f"#/experiments/{experiment_id}/runs?workflowType=machine_learning&compareRunsMode=CHART"
+    if uri.startswith("http"):
+        return f"{without_password(uri).rstrip('/')}/{page}"
+    path = Path(uri.removeprefix(SQLITE))
+    if uri.startswith(SQLITE) and path.is_relative_to(Path.cwd()):
+        uri = f"{SQLITE}{path.relative_to(Path.cwd())}"
+    return f"mlflow ui --backend-store-uri {without_password(uri)}\n         {UI}/{page}"
+
+
+def without_password(text: str) -> str:
+    """`text` with the user and password of any URI in it replaced."""
+    return re.sub(r"//[^/@\s]+@", "//***@", text)
+
+
+def find_in_sqlite(uri: str, experiment: str, key: str) -> Run | None:
+    """The finished run with this key; None if there is none or the store is no readable SQLite file."""
+    path = Path(uri.removeprefix(SQLITE))
+    if not uri.startswith(SQLITE) or not path.exists():
+        return None
+    query = """
+        SELECT runs.name, runs.experiment_id FROM runs
+        JOIN tags ON tags.run_uuid = runs.run_uuid
+        JOIN experiments ON experiments.experiment_id = runs.experiment_id
+        WHERE tags.key = ? AND tags.value = ? AND experiments.name = ?
+          AND runs.status = 'FINISHED' AND runs.lifecycle_stage = 'active'
+    """
+    with suppress(sqlite3.Error), closing(sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True, timeout=5)) as database:
+        row = database.execute(query, (KEY_TAG, key, experiment)).fetchone()
+        return Run(row[0], str(row[1])) if row else None
+    return None
+
+
+def _warn_of_stale_inputs() -> None:
+    """DVC does not watch model and data files outside its outputs, so edits of those are looked for here."""
+    for file in artifacts.read_json(artifacts.record("prepare")).get("files", []):
+        path = Path(file["path"])
+        found = path.stat() if path.is_file() else None
+        if found and (found.st_size, found.st_mtime_ns) == (file["size"], file["mtime_ns"]):
+            continue
+        if found is None or artifacts.file_sha256(path) != file["sha256"]:
+            what = "is gone" if found is None else "has changed"
+            print(f"WARNING: {path} {what} since it was used; `dvc repro --force prepare && dvc repro` builds on it")
+
+
+# ------------------------------------------------------------------------------------------------ logging
+
+
+def _log(config: Config, uri: str, key: str) -> tuple[Run, bool]:
+    """Log through MLflow, unless it has the result already; the run, and whether it is new.
+
+    Raises:
+        UserError: MLflow refuses or cannot be reached.
+    """
+    # A server that does not answer is reported in seconds; MLflow's own defaults retry for minutes.
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
+    from mlflow.exceptions import MlflowException
+    from mlflow.tracking import MlflowClient
+
+    for name in ("alembic", "mlflow"):  # they tell every step of making an SQLite file
+        logging.getLogger(name).setLevel(logging.WARNING)
+    try:
+        client = MlflowClient(uri)
+        experiment_id = _experiment(client, uri, config.tracking.experiment)
+        same_key = client.search_runs([experiment_id], f"tags.{KEY_TAG} = '{key}'")
+        for run in same_key:
+            if run.info.status == "FINISHED":
+                return Run(run.info.run_name or run.info.run_id, experiment_id), False
+            if run.info.status == "RUNNING":  # its process was killed
+                client.set_terminated(run.info.run_id, "KILLED")
+        return _log_run(client, config, experiment_id, key), True
+    except (MlflowException, ImportError, PermissionError) as error:  # ImportError: a database driver or storage client is missing
+        raise UserError(f"MLflow at {without_password(uri)}: {without_password(str(error).splitlines()[0])}") from error
+
+
+def _experiment(client: MlflowClient, uri: str, name: str) -> str:
+    """The experiment's id; it is created where it does not exist, with its artifacts beside an SQLite store."""
+    found = client.get_experiment_by_name(name)
+    if found is not None:
+        if found.lifecycle_stage == "deleted":
+            raise UserError(f"MLflow's experiment {name!r} is deleted: `mlflow experiments restore -x {found.experiment_id}`, or rename it")
+        return str(found.experiment_id)
+    location = (Path(uri.removeprefix(SQLITE)).parent / "mlartifacts").as_uri() if uri.startswith(SQLITE) else None
+    return client.create_experiment(name, artifact_location=location, tags={"mlflow.experimentKind": "custom_model_development"})
+
+
+def _log_run(client: MlflowClient, config: Config, experiment_id: str, key: str) -> Run:
+    """One new run; FAILED when anything goes wrong, so that the next attempt logs it again."""
+    from mlflow.entities import Metric, Param, RunStatus
+
+    end = int(1000 * time.time())
+    # The duration that MLflow shows is that of the stages, also when DVC restored them from its cache.
+    start = end - int(1000 * sum(record["seconds"] for record in _records().values()))
+    name = f"{config.quantization.preset}·{key[:6]}"
+    tags = {KEY_TAG: key, "mlflow.source.name": "dvc repro", "mlflow.note.content": f"```\n{summary(config)}\n```", **_git_commit()}
+    run_id = client.create_run(experiment_id, start_time=start, run_name=name, tags=tags).info.run_id
+    status = RunStatus.to_string(RunStatus.FAILED)
+    try:
+        parameters = [Param(name, value) for name, value in parameters_of(config).items()]
+        for first in range(0, len(parameters), BATCH):
+            client.log_batch(run_id, params=parameters[first : first + BATCH])
+        client.log_batch(run_id, metrics=[Metric(name, value, end, 0) for name, value in metrics_of(config).items()])
+        _log_files(client, run_id, config)
+        status = RunStatus.to_string(RunStatus.FINISHED)
+    finally:
+        client.set_terminated(run_id, status, end_time=end)
+    return Run(name, experiment_id)
+
+
+def _log_files(client: MlflowClient, run_id: str, config: Config) -> None:
+    from stages import plots
+
+    quantize, correct_bias, evaluate = (artifacts.folder(name) for name in ("quantize", "correct_bias", "evaluate"))
+    rows = artifacts.read_json(evaluate / "layers.json")
+    if rows:
+        client.log_table(run_id, {column: [row[column] for row in rows] for column in rows[0]}, "layers.json")
+    for path in (artifacts.CONFIG, quantize / "quantizers.json", correct_bias / "corrections.json", evaluate / "evaluation.json"):
+        client.log_artifact(run_id, str(path))
+    with tempfile.TemporaryDirectory() as folder:
+        if noise := artifacts.read_json(artifacts.REPORTS / "noise.json"):
+            plots.plot_noise(noise, Path(folder) / "noise_per_layer.png")
+        if models := artifacts.read_json(evaluate / "accuracy_speed.json"):
+            plots.plot_accuracy_speed(models, config.evaluate.primary_metric or "", Path(folder) / "accuracy_speed.png")
+        client.log_artifacts(run_id, folder, "plots")
+    if config.tracking.log_models:
+        for model, source in (("fp32", artifacts.folder("prepare")), ("int8", correct_bias)):
+            for path in (source / "model.xml", source / "model.bin"):
+                client.log_artifact(run_id, str(path), f"models/{model}")
+
+
+def parameters_of(config: Config) -> dict[str, str]:
+    """Every value of the configuration under its dotted key; lists, and the tables of the target device, as JSON."""
+
+    def leaves(value: Any, key: str) -> Iterator[tuple[str, str]]:
+        if isinstance(value, dict) and value and key not in ("target_device.schemes", "target_device.operations"):
+            for name, item in value.items():
+                yield from leaves(item, f"{key}.{name}" if key else str(name))
+        else:
+            yield _allowed(key), (value if isinstance(value, str) else json.dumps(value))[:LONGEST_VALUE]
+
+    settings = {name: value for name, value in dataclasses.asdict(config).items() if name != "tracking"}
+    return dict(leaves(settings, ""))
+
+
+def metrics_of(config: Config) -> dict[str, float]:
+    """Everything that was measured, the primary metric first: MLflow's comparison plots the first one.
+
+    MLflow groups charts by what stands before the slash, sorts them by name, and cuts off long names: what one looks at first
+    is in `evaluate`, and what differs stands at the front.
+    """
+    folder = artifacts.folder("evaluate")
+    evaluation, speed = artifacts.read_json(folder / "evaluation.json"), artifacts.read_json(folder / "latency.json")
+    metrics: dict[str, float | None] = {}
+    details: dict[str, float | None] = {}
+    for name, metric in evaluation["metrics"].items():
+        metrics |= {f"{key}.{name}": metric[key] for key in ("int8", "drop")}
+        details |= {f"{key}.{name}": metric[key] for key in ("fp32", "default", "drop_low", "drop_high", "relative_drop")}
+    if speed:
+        latency = {model: time["median"] for model, time in speed["latency_ms"].items()}
+        for name, values in (("latency_ms", latency), ("throughput", speed["throughput"])):
+            metrics[f"int8.{name}"] = values["int8"]
+            details |= {f"{model}.{name}": values[model] for model in ("fp32", "default")}
+        for model, ratio in speed["speed_up"].items():
+            metrics[f"speed_up.{model}"] = ratio["median"]
+            details |= {f"speed_up_{side}.{model}": ratio[side] for side in ("low", "high")}
+    metrics["int8.size_mb"] = evaluation["size_bytes"]["int8"] / 1e6
+    details["fp32.size_mb"] = evaluation["size_bytes"]["fp32"] / 1e6
+    named = {f"evaluate/{name}": value for name, value in metrics.items()}
+    named |= {f"evaluate.details/{name}": value for name, value in details.items()}
+    for name, record in _records().items():
+        named |= {f"seconds/{name}": record["seconds"], f"peak_memory_mb/{name}": record["peak_memory_mb"]}
+    return {_allowed(name): float(value) for name, value in named.items() if value is not None}
+
+
+def _records() -> dict[str, dict[str, Any]]:
+    """What each stage before this one cost, by stage."""
+    paths: Iterable[Path] = sorted(artifacts.RECORDS.glob("*.json"))
+    return {path.stem: artifacts.read_json(path) for path in paths if path.stem != NAME}
+
+
+def _git_commit() -> dict[str, str]:
+    """The commit of the project as MLflow's tag; nothing outside a repository."""
+    with suppress(OSError, subprocess.CalledProcessError):
+        done = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True)
+        return {"mlflow.source.git.commit": done.stdout.strip()}
+    return {}
+
+
+def _allowed(name: str) -> str:
+    """A parameter's or metric's name with what MLflow does not allow replaced."""
+    return re.sub(r"[^\w\-. /:]", "_", name)
+
+
+if __name__ == "__main__":
+    run(NAME, main)

@@ -1,0 +1,319 @@
+"""Checks of the configuration against `stages.schema`: types, allowed values, unknown keys, contradictions, missing files.
+
+Every problem is a `ConfigError` of one line that names the key, the value and what is allowed. Nothing heavy is imported.
+`typed` checks each value by itself, `checked` also what values mean together and what they point at.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+import types
+import typing
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+from stages import targets
+from stages.errors import ConfigError
+from stages.schema import MISSING, Config, Estimator, Ignored, Model, RangeEstimator, Scheme, Tracking
+from stages.wording import nearest, show, unknown
+
+T = TypeVar("T")
+
+QUANTILE_TYPES = ("quantile", "abs_quantile")
+LOWER_TYPES = ("min", "quantile")
+UPPER_TYPES = ("max", "abs_max", "quantile", "abs_quantile")
+
+
+def checked(values: object) -> Config:
+    """The configuration as dataclasses, or the first problem found in it.
+
+    Raises:
+        ConfigError: one line with the key, its value and what is allowed.
+    """
+    config = typed(Config, values)
+    _check_model(config.model)
+    _check_data(config)
+    _check_metric(config)
+    _check_quantization(config)
+    _check_target_device(config)
+    _check_tracking(config.tracking)
+    return config
+
+
+def refused(key: str, value: object, expected: str) -> ConfigError:
+    """The error for a value that is not allowed at `key`."""
+    return ConfigError(f"{key}: {show(value)} is not allowed; expected {expected}")
+
+
+# ------------------------------------------------------------------------------------------------ types and values
+
+
+def typed(kind: type[T], values: object, key: str = "") -> T:
+    """`values` as an instance of the dataclass `kind`, every value checked against its field's type and metadata."""
+    fields = {field.name: field for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
+    if not isinstance(values, Mapping):
+        expected = f"a section with keys among {', '.join(fields)}"
+        if isinstance(values, str) and key and "." not in key:
+            expected += f" (an option is chosen in the defaults of params.yaml: `- override /{key}: {values}`)"
+        raise refused(key, values, expected)
+    for name, value in values.items():
+        if name not in fields:
+            raise ConfigError(unknown(_join(key, name), value, fields))
+    hints = typing.get_type_hints(kind)
+    converted = {name: _converted(hints[name], values[name], _join(key, name), field) for name, field in fields.items() if name in values}
+    for name, field in fields.items():
+        if name not in values and field.default == MISSING:
+            raise ConfigError(_missing(_join(key, name), field))
+    return kind(**converted)
+
+
+def allowed_values(annotation: Any, field: dataclasses.Field[Any] | None = None) -> str:
+    """What a field accepts, in words, e.g. `an integer of at least 1, or null`."""
+    metadata = field.metadata if field else {}
+    kinds = [kind for kind in _alternatives(annotation) if kind is not type(None)]
+    if "choices" in metadata:
+        text = f"one of {', '.join(str(choice) for choice in metadata['choices'])}"
+    else:
+        limits = {"low": "of at least {}", "high": "of at most {}", "above": "above {}", "below": "below {}"}
+        words = " and ".join(words.format(metadata[limit]) for limit, words in limits.items() if limit in metadata)
+        text = f"{' or '.join(_noun(kind) for kind in kinds)} {words}".strip()
+    return text + (", or null" if type(None) in _alternatives(annotation) else "")
+
+
+def _alternatives(annotation: Any) -> tuple[Any, ...]:
+    return typing.get_args(annotation) if isinstance(annotation, types.UnionType) else (annotation,)
+
+
+def _noun(kind: Any) -> str:
+    if dataclasses.is_dataclass(kind):
+        return f"a section with keys among {', '.join(field.name for field in dataclasses.fields(kind))}"
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if origin is list:
+        return f"a list, each item {_noun(arguments[0])}"
+    if origin is dict:
+        return "a section" if arguments[1] is Any else f"a section, each value {_noun(arguments[1])}"
+    return {str: "text", int: "an integer", float: "a number", bool: "true or false"}.get(kind, "any value")
+
+
+def _converted(annotation: Any, value: object, key: str, field: dataclasses.Field[Any] | None = None) -> Any:
+    """`value` in the type that `annotation` says, checked against the limits of `field`."""
+    if isinstance(value, str) and value == MISSING:
+        raise ConfigError(_missing(key, field))
+    alternatives = _alternatives(annotation)
+    if value is None and type(None) in alternatives:
+        return None
+    kind = next(item for item in alternatives if item is not type(None))
+    refusal = refused(key, value, allowed_values(annotation, field))
+    if dataclasses.is_dataclass(kind):
+        return typed(typing.cast(type[Any], kind), value, key)
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if origin is list:
+        if not isinstance(value, list):
+            raise refusal
+        return [_converted(arguments[0], item, f"{key}[{index}]") for index, item in enumerate(value)]
+    if origin is dict:
+        if not isinstance(value, dict):
+            raise refusal
+        return {str(name): _converted(arguments[1], item, _join(key, str(name))) for name, item in value.items()}
+    if kind is Any:
+        _refuse_missing(value, key)
+        return value
+    if field and "choices" in field.metadata:
+        return _choice(value, field.metadata["choices"], key, refusal)
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if kind is float and number:
+        value = float(typing.cast(float, value))
+    if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
+        raise refusal
+    if number and not _within(typing.cast(float, value), field.metadata if field else {}):
+        raise refusal
+    return value
+
+
+def _choice(value: object, choices: tuple[Any, ...], key: str, refusal: ConfigError) -> Any:
+    if isinstance(value, bool):
+        # YAML reads an unquoted no/off as false and yes/on as true.
+        meant = [choice for choice in choices if choice in (("yes", "on") if value else ("no", "off"))]
+        if meant:
+            return meant[0]
+    if isinstance(value, bool) or value not in choices:
+        raise ConfigError(f"{refusal}; {nearest(value, choices)}".rstrip("; "))
+    return value
+
+
+def _within(value: float, limits: Mapping[str, Any]) -> bool:
+    if not math.isfinite(value):
+        return False
+    return (
+        value >= limits.get("low", -math.inf)
+        and value <= limits.get("high", math.inf)
+        and value > limits.get("above", -math.inf)
+        and value < limits.get("below", math.inf)
+    )
+
+
+def _refuse_missing(value: object, key: str) -> None:
+    """Raise for a `???` anywhere inside a free-form value."""
+    if isinstance(value, str) and value == MISSING:
+        raise ConfigError(_missing(key))
+    items: Iterable[tuple[Any, Any]] = ()
+    if isinstance(value, Mapping):
+        items = value.items()
+    elif isinstance(value, list):
+        items = enumerate(value)
+    for name, item in items:
+        _refuse_missing(item, _join(key, str(name)))
+
+
+def _missing(key: str, field: dataclasses.Field[Any] | None = None) -> str:
+    meaning = f" ({field.metadata['meaning']})" if field else ""
+    return f"{key}: {MISSING} is not allowed; a value must be given{meaning}"
+
+
+def _join(key: str, name: str) -> str:
+    return f"{key}.{name}" if key else str(name)
+
+
+# ------------------------------------------------------------------------------------------------ model, data, metric
+
+
+def _check_model(model: Model) -> None:
+    package = {"requirement": model.package.requirement, "member": model.package.member}
+    given = {f"model.package.{name}": value for name, value in package.items() if value}
+    if model.path is not None:
+        for key, value in given.items():
+            raise ConfigError(f"model.path: {show(model.path)} and {key}: {show(value)} contradict each other; give only one of the two")
+        if not Path(model.path).exists():
+            raise refused("model.path", model.path, "an existing file; paths start at the project's folder")
+    elif not given:
+        raise ConfigError("model.path: null is not allowed together with model.package.requirement: null; give one of the two")
+    else:
+        for name, text in package.items():
+            if not text:
+                raise refused(f"model.package.{name}", text, "text; a package needs requirement and member")
+        if not re.fullmatch(r"[A-Za-z0-9._-]+(\[[^\]]*\])?\s*==\s*[A-Za-z0-9.!+_-]+", str(model.package.requirement)):
+            raise refused("model.package.requirement", model.package.requirement, "name==version with an exact version")
+        if model.sha256 is None:
+            raise refused("model.sha256", None, "64 hexadecimal digits, the SHA-256 of model.package.member")
+    if model.sha256 is not None and not re.fullmatch("[0-9a-fA-F]{64}", model.sha256):
+        raise refused("model.sha256", model.sha256, "64 hexadecimal digits, or null")
+    for name, shape in model.input_shape.items():
+        if not all(size == -1 or size > 0 for size in shape):
+            raise refused(f"model.input_shape.{name}", shape, "positive sizes, or -1 for a dynamic one")
+
+
+def _check_data(config: Config) -> None:
+    data = config.data
+    targets.check(data.calibration, "data.calibration")
+    if data.validation is not None:
+        targets.check(data.validation, "data.validation")
+    subset, size = config.quantization.stat_subset_size, data.calibration_size
+    if subset is not None and size is not None and subset > size:
+        raise refused("quantization.stat_subset_size", subset, f"at most data.calibration_size, which is {size}, or null for all")
+
+
+def _check_metric(config: Config) -> None:
+    if not config.metric:
+        raise refused("metric", {}, "at least one metric, e.g. `override /metric: reference_error` in the defaults of params.yaml")
+    for name, section in config.metric.items():
+        targets.check(section, f"metric.{name}")
+    primary = config.evaluate.primary_metric
+    if primary is not None and primary not in config.metric:
+        raise refused("evaluate.primary_metric", primary, f"one of {', '.join(config.metric)}, or null for the first")
+
+
+# ------------------------------------------------------------------------------------------------ quantization
+
+
+def _check_quantization(config: Config) -> None:
+    quantization = config.quantization
+    schemes = {"quantization.weights": quantization.weights, "quantization.activations": quantization.activations}
+    for key, scheme in schemes.items():
+        _check_levels(scheme, key)
+        if scheme.range_estimator is not None:
+            _check_estimator(scheme.range_estimator, f"{key}.range_estimator")
+    _check_estimator(quantization.range_estimator, "quantization.range_estimator")
+    _check_weights_estimator(quantization.weights)
+    _check_ignored(quantization.ignored)
+    for index, probability in enumerate(config.collect_statistics.outlier_probs):
+        if not 0.0 < probability < 0.5:
+            raise refused(f"collect_statistics.outlier_probs[{index}]", probability, "a number above 0.0 and below 0.5")
+
+
+def _check_levels(scheme: Scheme, key: str) -> None:
+    low, high = scheme.level_low, scheme.level_high
+    if low is None and high is None:
+        return
+    if low is None:
+        raise refused(f"{key}.level_low", low, f"an integer, as {key}.level_high is {high}; or null for both")
+    if high is None:
+        raise refused(f"{key}.level_high", high, f"an integer, as {key}.level_low is {low}; or null for both")
+    if low >= high:
+        raise refused(f"{key}.level_low", low, f"less than {key}.level_high, which is {high}")
+    if scheme.bits is not None and high - low + 1 > 2**scheme.bits:
+        raise refused(f"{key}.bits", scheme.bits, f"enough for the {high - low + 1} levels from level_low {low} to level_high {high}")
+
+
+def _check_estimator(estimator: RangeEstimator, key: str) -> None:
+    for border, entry, allowed in (("min", estimator.min, LOWER_TYPES), ("max", estimator.max, UPPER_TYPES)):
+        name = f"{key}.{border}"
+        if entry.type is not None and entry.type not in allowed:
+            raise refused(f"{name}.type", entry.type, f"one of {', '.join(allowed)}, or null for what the preset says")
+        by_preset = estimator.preset == "quantile"
+        if entry.type in QUANTILE_TYPES and entry.outlier_prob is None and not by_preset:
+            raise refused(f"{name}.outlier_prob", None, f"a number above 0.0 and below 0.5, as {name}.type is {show(entry.type)}")
+        quantile = entry.type in QUANTILE_TYPES or (entry.type is None and by_preset)
+        if entry.outlier_prob is not None and not quantile:
+            fitting = " or ".join(item for item in allowed if item in QUANTILE_TYPES)
+            raise refused(f"{name}.outlier_prob", entry.outlier_prob, f"null, as {name}.type is {show(entry.type)} and not {fitting}")
+    low, high = estimator.min.clipping_value, estimator.max.clipping_value
+    if low is not None and high is not None and low >= high:
+        raise refused(f"{key}.min.clipping_value", low, f"less than {key}.max.clipping_value, which is {high}")
+
+
+def _check_weights_estimator(weights: Scheme) -> None:
+    """Refuse what would do nothing for weights."""
+    if weights.range_estimator is None:
+        return
+    key = "quantization.weights.range_estimator"
+    lower, upper = weights.range_estimator.min, weights.range_estimator.max
+    for name, entry in (("min", lower), ("max", upper)):
+        if entry.aggregator is not None:
+            raise refused(f"{key}.{name}.aggregator", entry.aggregator, "null: there are no samples of weights to aggregate")
+    if weights.mode == "symmetric" and lower != Estimator():
+        given = {name: value for name, value in dataclasses.asdict(lower).items() if value is not None}
+        raise refused(f"{key}.min", given, "nothing set, as quantization.weights.mode is 'symmetric' and has only a max")
+
+
+def _check_ignored(ignored: Ignored) -> None:
+    for index, name in enumerate(ignored.scope):
+        if name.startswith("re:"):
+            try:
+                re.compile(name.removeprefix("re:"))
+            except re.error as error:
+                raise refused(f"quantization.ignored.scope[{index}]", name, f"re: and a regular expression ({error})") from None
+
+
+# ------------------------------------------------------------------------------------------------ device, tracking
+
+
+def _check_target_device(config: Config) -> None:
+    """Check the device's tables, and that some operation on it has the schemes that are asked for."""
+    # Imports no NumPy, only the tables' arithmetic.
+    from stages.quantization.schemes import read_target, restrict
+
+    target = read_target(config.target_device)
+    quantization = config.quantization
+    for group, wanted in (("weights", quantization.weights), ("activations", quantization.activations)):
+        alternatives = {scheme: None for groups in target.operations.values() for scheme in groups.get(group, ())}
+        restrict(tuple(alternatives), wanted, f"quantization.{group}", quantization.allow_unsupported)
+
+
+def _check_tracking(tracking: Tracking) -> None:
+    scheme, separator, _ = tracking.tracking_uri.partition("://")
+    # MLflow's file store, which a bare path also means, no longer works.
+    if tracking.enabled and (not separator or scheme in ("", "file")):
+        raise refused("tracking.tracking_uri", tracking.tracking_uri, "sqlite:///mlflow.db, another database, or a server's address")

@@ -1,0 +1,121 @@
+"""Side-by-side timing: what is timed is what was run, and equal models are not called different."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import openvino as ov
+import pytest
+from openvino import opset13 as operations
+
+from stages.runtime.latency import benchmark, interleave, latency, node_times, precision_of, speed_up, spread, throughput
+from stages.schema import Engine
+
+
+def convolutions(count: int, channels: int = 64) -> ov.Model:
+    generator = np.random.default_rng(0)
+    node = image = operations.parameter([1, channels, 32, 32], np.float32, name="image")
+    for index in range(count):
+        weights = operations.constant((generator.normal(size=(channels, channels, 3, 3)) / 24).astype(np.float32))
+        node = operations.convolution(node, weights, [1, 1], [1, 1], [1, 1], [1, 1])
+        node.set_friendly_name(f"conv{index}")
+        node = operations.relu(node)
+        node.set_friendly_name(f"relu{index}")
+    return ov.Model([node], [image])
+
+
+@pytest.fixture(scope="module")
+def compile_model() -> Callable[..., ov.CompiledModel]:
+    core = ov.Core()
+
+    def compiled(model: ov.Model, hint: str, **properties: object) -> ov.CompiledModel:
+        return core.compile_model(model, "CPU", {"PERFORMANCE_HINT": hint, "INFERENCE_PRECISION_HINT": "f32", **properties})
+
+    return compiled
+
+
+INPUTS = {0: np.ones((1, 64, 32, 32), np.float32)}
+
+
+def test_spread_is_median_and_range_of_the_rounds() -> None:
+    values = np.arange(101.0)
+    np.random.default_rng(0).shuffle(values)
+    assert spread(values) == (50.0, 10.0, 90.0)
+
+
+def test_speed_up_compares_within_rounds() -> None:
+    """A machine that slows down by rounds changes no ratio, although it would change the ratio of two independent medians."""
+    mood = np.array([1.0, 5.0, 2.0, 9.0, 1.0])
+    found = speed_up(3.0 * mood, 1.5 * mood)
+    assert found == (2.0, 2.0, 2.0)
+    assert found.differs_from_one
+
+
+@pytest.mark.parametrize(("ratios", "differs"), [([0.98, 1.0, 1.02], False), ([1.1, 1.2, 1.3], True), ([0.7, 0.8, 0.9], True)])
+def test_a_spread_that_includes_one_is_no_difference(ratios: list[float], differs: bool) -> None:
+    assert spread(np.array(ratios)).differs_from_one is differs
+
+
+def test_rounds_interleave_and_take_turns_in_going_first() -> None:
+    calls: list[str] = []
+
+    def runner(name: str, seconds: float) -> Callable[[], None]:
+        def run() -> None:
+            calls.append(name)
+            time.sleep(seconds)
+
+        return run
+
+    rounds = interleave({"slow": runner("slow", 0.02), "fast": runner("fast", 0.01)}, seconds=0.6)
+    assert len(rounds["slow"]) == len(rounds["fast"]) >= 4
+    found = speed_up(rounds["slow"], rounds["fast"])
+    assert found.median == pytest.approx(2.0, rel=0.2)
+    order = [name for position, name in enumerate(calls) if position == 0 or calls[position - 1] != name]
+    assert len(order) >= len(rounds["slow"])  # they alternate instead of running one after the other
+
+
+def test_too_little_time_still_gives_three_rounds() -> None:
+    assert len(interleave({"one": lambda: time.sleep(0.001)}, seconds=1e-6)["one"]) == 3
+
+
+def test_latency_and_throughput_see_that_one_model_is_twice_the_other(compile_model: Callable[..., ov.CompiledModel]) -> None:
+    models = {"small": convolutions(2), "large": convolutions(8)}
+    rounds = latency({name: compile_model(model, "LATENCY") for name, model in models.items()}, INPUTS, 1.0)
+    assert speed_up(rounds["large"], rounds["small"]).low > 1.5
+    rates = throughput({name: compile_model(model, "THROUGHPUT") for name, model in models.items()}, INPUTS, 1.0)
+    assert rates["small"] > 1.5 * rates["large"]
+    assert rates["small"] > 0.5 / float(np.median(rounds["small"]))
+
+
+def test_node_times_name_the_layers_and_what_is_fused(compile_model: Callable[..., ov.CompiledModel]) -> None:
+    nodes = node_times(compile_model(convolutions(3), "LATENCY", PERF_COUNT=True), INPUTS, 0.1)
+    by_layer = {node.layers[0]: node for node in nodes if node.layers}
+    for index in range(3):
+        node = by_layer[f"conv{index}"]
+        assert f"relu{index}" in node.layers[1:]
+        assert node.microseconds > 0
+        assert "f32" in node.implementation
+
+
+def test_no_node_times_without_counters(compile_model: Callable[..., ov.CompiledModel]) -> None:
+    assert node_times(compile_model(convolutions(1), "LATENCY"), INPUTS, 0.0) == []
+
+
+def test_benchmark_measures_three_models_and_names_the_layers() -> None:
+    found, times = benchmark(convolutions(6), convolutions(2), Engine(inference_precision="f32"), INPUTS, seconds=2.0)
+    assert found["latency_ms"].keys() == found["throughput"].keys() == {"fp32", "default", "int8"}
+    assert found["speed_up"]["fp32"]["low"] > 1.5
+    assert found["speed_up"]["fp32"]["median"] == pytest.approx(
+        found["latency_ms"]["fp32"]["median"] / found["latency_ms"]["int8"]["median"], rel=0.3
+    )
+    assert {"conv0", "conv1"} <= {node.layers[0] for node in times if node.layers} < {f"conv{index}" for index in range(6)}
+
+
+def test_the_default_precision_is_the_devices(compile_model: Callable[..., ov.CompiledModel]) -> None:
+    assert precision_of(compile_model(convolutions(1), "LATENCY")) == "f32"
+    flags = Path("/proc/cpuinfo").read_text().split() if Path("/proc/cpuinfo").exists() else []
+    expected = "bf16" if "avx512_bf16" in flags or "amx_bf16" in flags else "f32"
+    assert precision_of(ov.Core().compile_model(convolutions(1), "CPU")) == expected

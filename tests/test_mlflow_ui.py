@@ -1,0 +1,147 @@
+"""What a user sees in the MLflow UI: real server, real browser, a store that `track` wrote."""
+
+from __future__ import annotations
+
+import html
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from stages import track
+from tests import built
+
+pytestmark = [
+    pytest.mark.browser,
+    pytest.mark.skipif(not shutil.which("chromium"), reason="no chromium: `apt-get install chromium` makes these tests run"),
+]
+# A fresh profile that calls nobody: the tests must not depend on a network.
+FLAGS = (
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--window-size=1900,1500",
+    "--virtual-time-budget=200000",  # the charts are drawn late
+)
+
+Browser = Callable[[str, str], str]
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Address of an `mlflow ui` on a store with the results of two presets."""
+    folder = tmp_path_factory.mktemp("store")
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("MLFLOW_TRACKING_URI", "DVC_ROOT"):
+            patch.delenv(name, raising=False)
+        patch.chdir(folder)
+        for preset, drop, milliseconds in (("performance", 0.08, 4.0), ("mixed", 0.012, 4.4)):
+            built.write_build(folder, built.config(preset), drop, milliseconds)
+            track.main(built.config(preset))
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"http://127.0.0.1:{free.getsockname()[1]}"
+    command = [
+        sys.executable,
+        "-m",
+        "mlflow",
+        "ui",
+        "--backend-store-uri",
+        "sqlite:///mlflow.db",
+        "--port",
+        address.rpartition(":")[2],
+        "--workers",
+        "1",
+    ]
+    with (
+        open(folder / "server.log", "w") as log,
+        subprocess.Popen(command, cwd=folder, stdout=log, stderr=log, start_new_session=True) as process,
+    ):
+        try:
+            wait_for(address, process, folder / "server.log")
+            yield address
+        finally:
+            stop(process)
+
+
+def wait_for(address: str, process: subprocess.Popen[bytes], log: Path) -> None:
+    """Return when the server answers."""
+    end = time.monotonic() + 120
+    while time.monotonic() < end and process.poll() is None:
+        try:
+            with urllib.request.urlopen(f"{address}/health", timeout=5):
+                return
+        except (urllib.error.URLError, OSError):
+            time.sleep(0.5)
+    pytest.fail(f"mlflow ui did not start:\n{log.read_text()}")
+
+
+def stop(process: subprocess.Popen[bytes]) -> None:
+    """End the server and the workers that it started, which form a session of their own."""
+    os.killpg(process.pid, signal.SIGTERM)
+    try:
+        process.wait(20)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+
+
+@pytest.fixture(scope="module")
+def text_of(tmp_path_factory: pytest.TempPathFactory, server: str) -> Browser:
+    """Opens a page of the UI, keeps a screenshot under a name, and gives the text that the page shows."""
+    folder = tmp_path_factory.mktemp("screenshots")
+
+    def open_page(page: str, name: str) -> str:
+        picture = folder / f"{name}.png"
+        own = (f"--user-data-dir={tmp_path_factory.mktemp('profile')}", f"--screenshot={picture}", "--dump-dom")
+        command = ["chromium", *FLAGS, *own, f"{server}/{page}"]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=180, check=True)
+        print(f"screenshot: {picture}")
+        assert picture.stat().st_size > 20_000  # an empty page has less
+        body = re.sub(r"<(script|style)\b.*?</\1>", " ", done.stdout, flags=re.DOTALL)
+        return html.unescape(re.sub(r"<[^>]+>", " ", body))
+
+    return open_page
+
+
+def test_the_comparison_opens_with_runs_and_metrics(server: str, text_of: Browser) -> None:
+    link = track.comparison(server, "1")
+    text = text_of(link.removeprefix(f"{server}/"), "comparison")
+    names = set(re.findall(r"(?:performance|mixed)·[0-9a-f]{6}", text))
+    assert {name.split("·")[0] for name in names} == {"performance", "mixed"}
+    for metric in ("evaluate/int8.exact_match", "evaluate/drop.exact_match", "evaluate/int8.latency_ms"):
+        assert metric in text
+    # The headline comes before its details.
+    assert text.index("evaluate/int8.exact_match") < text.index("evaluate.details")
+
+
+def test_layers_are_compared_side_by_side(server: str, text_of: Browser) -> None:
+    text = text_of("#/experiments/1/runs?workflowType=machine_learning&compareRunsMode=ARTIFACT", "layers")
+    assert "layers.json" in text
+    assert "/backbone/conv_0/Conv:0" in text
+    assert "sqnr_db" in text
+    assert "45" in text  # the first layer's
+
+
+def test_a_run_shows_the_summary(server: str, text_of: Browser) -> None:
+    from mlflow.tracking import MlflowClient
+
+    (newest, *_) = MlflowClient(server).search_runs(["1"])
+    text = text_of(f"#/experiments/1/runs/{newest.info.run_id}", "run")
+    assert newest.info.run_name in text
+    assert "drop 1.20 points, 95 % interval [0.20, 2.20]" in text
+    assert "quantization.preset" in text

@@ -1,0 +1,136 @@
+"""The summary: short, aligned, in units one can compare, and it hides nothing."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from stages.schema import BiasCorrection
+from stages.summary import summary
+from tests import built
+
+
+@pytest.fixture
+def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    built.write_build(tmp_path, built.config())
+    return tmp_path
+
+
+def edit(path: Path, **changes: Any) -> None:
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+def line(text: str, start: str) -> str:
+    (found,) = [entry for entry in text.splitlines() if entry.strip().startswith(start)]
+    return found
+
+
+def test_it_fits_on_a_screen(workspace: Path) -> None:
+    text = summary(built.config())
+    assert len(text.splitlines()) <= 20
+    assert max(map(len, text.splitlines())) <= 140
+    assert text.splitlines()[0] == "reader on lines: preset performance for ANY, 300 calibration and 1000 validation samples"
+
+
+def test_shares_are_in_percent_and_their_drop_in_points(workspace: Path) -> None:
+    cells = line(summary(built.config()), "exact_match").split("  ")
+    assert [cell.strip() for cell in cells if cell] == [
+        "exact_match",
+        "90.20 %",
+        "90.10 %",
+        "88.10 %",
+        "drop 2.10 points, 95 % interval [1.10, 3.10]",
+    ]
+
+
+def test_other_metrics_keep_their_unit_and_direction(workspace: Path) -> None:
+    assert line(summary(built.config()), "error").endswith("drop 0.04 (lower is better), 95 % interval [0.039, 0.0412]")
+
+
+def test_columns_are_aligned(workspace: Path) -> None:
+    text = summary(built.config())
+    ends = {
+        name: line(text, name).index(cell) + len(cell)
+        for name, cell in (("exact_match", "88.10 %"), ("latency", "4 ms"), ("size", "3.10 MB"))
+    }
+    assert len(set(ends.values())) == 1
+
+
+def test_speed_is_compared_with_both_precisions(workspace: Path) -> None:
+    assert "INT8 is 3.00x faster than f32 [2.70, 3.30], 1.50x faster than bf16 [1.35, 1.65]" in summary(built.config())
+    assert "3.5x smaller" in summary(built.config())
+
+
+@pytest.mark.parametrize(
+    ("ratio", "expected"),
+    [
+        ({"median": 1.04, "low": 0.97, "high": 1.1}, "no different from bf16"),
+        ({"median": 0.5, "low": 0.4, "high": 0.8}, "2.00x SLOWER than bf16 [1.25, 2.50]"),
+    ],
+)
+def test_speed_is_not_prettied_up(workspace: Path, ratio: dict[str, float], expected: str) -> None:
+    speed = built.latency(4.0)
+    edit(workspace / "build/evaluate/latency.json", speed_up={**speed["speed_up"], "default": ratio})
+    assert expected in summary(built.config())
+
+
+def test_one_fp32_column_where_the_default_precision_is_f32(workspace: Path) -> None:
+    edit(workspace / "build/evaluate/evaluation.json", precisions={"fp32": "f32", "default": "f32", "int8": "f32"})
+    text = summary(built.config())
+    assert text.count("f32") == 2  # the column, and what the speed-up is against
+    assert "bf16" not in text
+
+
+def test_without_a_benchmark_there_is_no_speed(workspace: Path) -> None:
+    (workspace / "build/evaluate/latency.json").write_text("{}")
+    text = summary(built.config())
+    assert "latency" not in text
+    assert "3.5x smaller" in text
+
+
+def test_no_interval_where_there_is_none(workspace: Path) -> None:
+    metrics = built.evaluation(0.021)["metrics"]
+    metrics["exact_match"] |= {"drop_low": None, "drop_high": None}
+    edit(workspace / "build/evaluate/evaluation.json", metrics=metrics)
+    assert line(summary(built.config()), "exact_match").endswith("drop 2.10 points")
+
+
+def test_what_stays_float_is_grouped_by_reason_weighted_layers_first(workspace: Path) -> None:
+    lines = summary(built.config()).splitlines()
+    place = lines.index("left float: 11 operations")
+    assert lines[place + 1 : place + 3] == [
+        "     1 ignored block: squeeze and excitation: /se/fc",
+        "    10 ANY has no quantized form of it: 7 ReLU, 3 SoftMax",
+    ]
+
+
+def test_many_reasons_are_cut_and_counted(workspace: Path) -> None:
+    left = [{"name": f"op{i}", "type": "MatMul", "port": None, "reason": f"reason {'abcdefgh'[i]}"} for i in range(8)]
+    edit(workspace / "build/quantize/quantizers.json", float=left)
+    text = summary(built.config())
+    assert "     3 for other reasons: see build/evaluate/layers.json" in text
+    assert text.count("reason ") == 5
+
+
+def test_biases_that_were_left_are_listed(workspace: Path) -> None:
+    lines = summary(built.config()).splitlines()
+    place = lines.index("biases: 10 corrected, 2 left")
+    assert lines[place + 1] == "     2 the shift is … times the bias: /backbone/conv_10/Conv, /backbone/conv_11/Conv"
+    off = dataclasses.replace(built.config(), bias_correction=BiasCorrection(enabled=False))
+    assert "biases: not corrected (bias_correction.enabled is false)" in summary(off)
+
+
+def test_shared_samples_are_a_warning(workspace: Path) -> None:
+    edit(workspace / "build/prepare/dataset.json", shared=12)
+    assert "WARNING: 12 of the validation samples are calibration samples too, so the drop looks smaller than it is" in summary(
+        built.config()
+    )
+
+
+def test_seconds_of_the_stages(workspace: Path) -> None:
+    assert line(summary(built.config()), "seconds").startswith("seconds: config 0.5, prepare 1.5, collect_statistics 2.5")
