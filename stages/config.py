@@ -17,7 +17,7 @@ import yaml
 from stages import artifacts, targets
 from stages.errors import ConfigError, UserError
 from stages.schema import Config, RangeEstimator
-from stages.validation import checked, typed
+from stages.validation import QUANTILE_TYPES, checked, typed
 from stages.wording import nearest, unknown
 
 CONF = Path("conf")
@@ -74,13 +74,18 @@ def completed(config: Config) -> Config:
     """
     quantization = config.quantization
     estimators = [quantization.activations.range_estimator or RangeEstimator(), quantization.range_estimator]
-    probabilities = {DEFAULT_OUTLIER_PROB, *config.collect_statistics.outlier_probs}
-    probabilities |= {
-        border.outlier_prob for estimator in estimators for border in (estimator.min, estimator.max) if border.outlier_prob is not None
-    }
+    wanted = {border.outlier_prob for estimator in estimators for border in (estimator.min, estimator.max) if border.outlier_prob is not None}
+    quantile = any(estimator.preset == "quantile" or border.type in QUANTILE_TYPES for estimator in estimators for border in (estimator.min, estimator.max))
+    given = config.collect_statistics
+    statistics = dataclasses.replace(
+        given,
+        outlier_probs=sorted({DEFAULT_OUTLIER_PROB, *given.outlier_probs, *wanted}),
+        channel_outlier_probs=sorted({*given.channel_outlier_probs, *wanted, *([DEFAULT_OUTLIER_PROB] if quantile else [])}),
+        perchannel=given.perchannel or quantization.activations.granularity == "perchannel",
+    )
     return dataclasses.replace(
         config,
-        collect_statistics=dataclasses.replace(config.collect_statistics, outlier_probs=sorted(probabilities)),
+        collect_statistics=statistics,
         evaluate=dataclasses.replace(config.evaluate, primary_metric=config.evaluate.primary_metric or next(iter(config.metric))),
         user_code=_user_code([config.data.calibration, config.data.validation, *config.metric.values()]),
     )

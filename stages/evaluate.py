@@ -53,13 +53,14 @@ def main(config: Config) -> dict[str, Any]:
 
     quantizers = artifacts.read_json(artifacts.folder("quantize") / "quantizers.json")
     corrections = artifacts.read_json(artifacts.folder("correct_bias") / "corrections.json")
-    rows = layer_table(quantizers, corrections, _noise(config, models["fp32"], quantizers, samples), times)
+    order = [node.get_friendly_name() for node in models["fp32"].get_ordered_ops()]
+    rows = layer_table(quantizers, corrections, _noise(config, models["fp32"], quantizers, samples), times, order)
     evaluation = {
         "metrics": reports.judge(values, metrics, config),
         "samples": len(samples),
         "confidence": config.evaluate.confidence,
         "precisions": precisions,
-        "size_bytes": {name: sum(path.stat().st_size for path in folder.glob("model.*")) for name, folder in paths.items()},
+        "size_bytes": {name: sum((folder / file).stat().st_size for file in ("model.xml", "model.bin")) for name, folder in paths.items()},
         "device": engine.core().get_property(config.engine.device, "FULL_DEVICE_NAME"),
         "openvino": ov.get_version(),
     }

@@ -29,12 +29,13 @@ def plot_noise(rows: Sequence[dict[str, Any]], path: Path) -> None:
     axes.set_ylim(len(shown) - 0.4, -0.6)
     axes.set_xlabel("signal to quantization noise, dB (less is noisier)")
     count = f"the {len(shown)} noisiest of {len(rows)}" if len(rows) > len(shown) else f"all {len(rows)}"
-    axes.set_title(f"Quantization noise per layer input: {count}", fontsize=11)
+    axes.set_title(f"Quantization noise per layer input: {count}", fontsize=11, loc="left")
     axes.grid(axis="x", alpha=0.3)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
     kinds = dict.fromkeys(row["kind"] for row in shown)
-    axes.legend(handles=[Patch(color=COLORS[kind], label=kind) for kind in kinds], loc="upper right", fontsize=9)
+    handles = [Patch(color=COLORS[kind], label=kind) for kind in kinds]
+    axes.legend(handles=handles, loc="lower right", bbox_to_anchor=(1, 1), ncols=2, frameon=False, fontsize=9)
     figure.savefig(path, dpi=110)
 
 
@@ -54,7 +55,7 @@ def plot_accuracy_speed(rows: Sequence[dict[str, Any]], metric: str, path: Path)
         axes.scatter(row["latency_ms"], row["accuracy"], s=70, zorder=3)
         axes.annotate(row["model"], (row["latency_ms"], row["accuracy"]), xytext=(7, 7), textcoords="offset points", fontsize=9)
     axes.margins(0.25)
-    axes.set_xlim(left=0)
+    axes.set_xlim(0, 1.3 * max(row["latency_ms"] for row in rows))  # the labels stand to the right of the points
     axes.set_xlabel("latency, ms (one inference at a time)")
     axes.set_ylabel(metric)
     axes.set_title("Accuracy against speed", fontsize=11)

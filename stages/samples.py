@@ -112,7 +112,7 @@ def _order(count: int, config: Config, stream: int) -> list[int]:
     """The order in which samples are taken."""
     if not config.data.shuffle:
         return list(range(count))
-    return [int(index) for index in np.random.default_rng([config.seed, stream]).permutation(count)]
+    return [int(index) for index in np.random.default_rng([stream, config.seed]).permutation(count)]
 
 
 def _first(order: Sequence[int], size: int | None, key: str, name: str) -> list[int]:

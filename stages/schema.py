@@ -98,8 +98,12 @@ class CollectStatistics:
     """What the one pass over the calibration samples stores."""
 
     outlier_probs: list[float] = param(
-        list, "probabilities whose tail quantiles are stored; those that the estimators need are added to what is given here"
+        list, "quantiles of whole tensors that are stored; those that the estimators need are added to what is given here"
     )
+    channel_outlier_probs: list[float] = param(
+        list, "quantiles per channel that are stored, which takes longer; those that the estimators need are added"
+    )
+    perchannel: bool = param(False, "store minima and maxima per channel of all tensors; set where activations.granularity asks for it")
 
 
 # ------------------------------------------------------------------------------------------------ how to quantize it

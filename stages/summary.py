@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import re
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 from stages import artifacts
 from stages.schema import Config
@@ -15,7 +15,17 @@ WEIGHTED = ("Convolution", "GroupConvolution", "ConvolutionBackpropData", "Group
 NOT_FLOAT = ("computes shapes", "works on integers", "input is computed from shapes")  # never were candidates
 MOST_REASONS = 5
 MOST_NAMES = 2
+MOST_TYPES = 4
 STAGES = ("config", "prepare", "collect_statistics", "quantize", "correct_bias", "evaluate")
+
+
+class Left(NamedTuple):
+    """An operation that was left as it is."""
+
+    name: str
+    type: str
+    reason: str
+    share: float  # of the run time
 
 
 def summary(config: Config) -> str:
@@ -23,16 +33,18 @@ def summary(config: Config) -> str:
     evaluation = artifacts.read_json(artifacts.folder("evaluate") / "evaluation.json")
     speed = artifacts.read_json(artifacts.folder("evaluate") / "latency.json")
     quantizers = artifacts.read_json(artifacts.folder("quantize") / "quantizers.json")
+    rows = artifacts.read_json(artifacts.folder("evaluate") / "layers.json")
     corrections = artifacts.read_json(artifacts.folder("correct_bias") / "corrections.json")
     samples = artifacts.read_json(artifacts.folder("prepare") / "dataset.json")
+    used = min(samples["calibration"]["count"], config.quantization.stat_subset_size or samples["calibration"]["count"])
     lines = [
         f"{config.model.name} on {config.data.name}: preset {config.quantization.preset} for {config.target_device.name},"
-        f" {samples['calibration']['count']} calibration and {samples['validation']['count']} validation samples",
+        f" {used} calibration and {samples['validation']['count']} validation samples",
         *_overlap(samples),
         "",
         *_table(evaluation, speed),
         "",
-        *_quantized(quantizers),
+        *_quantized(quantizers, rows),
         *_biases(config, corrections),
         *_effort(),
     ]
@@ -101,51 +113,74 @@ def _ratio(ratio: dict[str, float], name: str) -> str:
 # ------------------------------------------------------------------------------------------------ layers
 
 
-def _quantized(quantizers: dict[str, Any]) -> list[str]:
+def _quantized(quantizers: dict[str, Any], rows: list[dict[str, Any]]) -> list[str]:
+    """What became INT8, and what did not and why: what costs most first, then layers with weights, then the many."""
     kinds = Counter(entry["kind"] for entry in quantizers["quantizers"])
-    layers = {layer["name"]: layer["type"] for entry in quantizers["quantizers"] for layer in entry["layers"]}
-    left = [entry for entry in quantizers["float"] if entry["reason"] not in NOT_FLOAT]
-    lines = [f"quantized: {len(layers)} operations, by {kinds['weights']} weight and {kinds['activations']} activation quantizers"]
-    # What users look for first is a convolution or MatMul that did not become INT8.
-    groups = _grouped(left, lambda entries: (-sum(entry["type"] in WEIGHTED for entry in entries), -len(entries)))
-    operations = len({entry["name"] for entry in left})
-    return [*lines, f"left float: {operations} operations" if operations else "left float: nothing", *_listing(groups)]
+    layers = {layer["name"] for entry in quantizers["quantizers"] for layer in entry["layers"]}
+    title = f"quantized: {len(layers)} operations, by {kinds['weights']} weight and {kinds['activations']} activation quantizers"
+    left = [
+        Left(row["layer"].removesuffix(f":{row['port']}"), row["type"], _general(row["float_reason"]), row["run_time_share"] or 0.0)
+        for row in rows
+        if row["kind"] == "float" and row["float_reason"] not in NOT_FLOAT
+    ]
+    if not left:
+        return [title, "left float: nothing"]
+    total = sum(entry.share for entry in left)
+    measured = f", {100 * total:.1f} % of INT8's run time" if total else ""
+    return [title, f"left float: {len({entry.name for entry in left})} operations{measured}", *_listing(left, shares=total > 0)]
 
 
 def _biases(config: Config, corrections: dict[str, Any]) -> list[str]:
     if not config.bias_correction.enabled:
         return ["biases: not corrected (bias_correction.enabled is false)"]
-    left = corrections["left"]
-    title = f"biases: {len(corrections['corrected'])} corrected, {len(left)} left"
-    return [title, *_listing(_grouped(left, lambda entries: (-len(entries),)))]
-
-
-def _grouped(entries: Iterable[dict[str, Any]], order: Any) -> list[tuple[str, list[dict[str, Any]]]]:
-    groups: dict[str, list[dict[str, Any]]] = defaultdict(list)
-    for entry in entries:
-        groups[_general(entry["reason"])].append(entry)
-    return sorted(groups.items(), key=lambda group: order(group[1]))
+    left = [Left(entry["name"], entry["type"], _general(entry["reason"]), 0.0) for entry in corrections["left"]]
+    return [f"biases: {len(corrections['corrected'])} corrected, {len(left)} left", *_listing(left, shares=False)]
 
 
 def _general(reason: str) -> str:
-    """The reason without what differs from layer to layer: a device's missing types form one group, numbers another."""
+    """The reason without what differs from layer to layer: a device's missing types form one group, factors another."""
     reason = re.sub(r"(has no quantized) \S+$", r"\1 form of it", reason)
-    return re.sub(r"[-+]?\d+\.\d+(e[-+]?\d+)?", "…", reason)
+    return re.sub(r"\d\S*(?= times)", "…", reason)
 
 
-def _listing(groups: Sequence[tuple[str, list[dict[str, Any]]]]) -> list[str]:
-    lines = []
-    for reason, entries in groups[:MOST_REASONS]:
-        types = Counter(entry["type"] for entry in entries)
-        names = list(dict.fromkeys(entry["name"] for entry in entries))
-        # Many operations are named best by their types, few by their names.
-        told = [f"{count} {kind}" for kind, count in types.most_common(4)] if len(names) > MOST_NAMES else names
-        more = "" if len(names) <= MOST_NAMES or len(types) <= 4 else ", ..."
-        lines.append(f"  {len(names):>4} {reason}: {', '.join(told)}{more}")
-    if len(groups) > MOST_REASONS:
-        rest = sum(len(entries) for _, entries in groups[MOST_REASONS:])
-        lines.append(f"  {rest:>4} for other reasons: see build/evaluate/layers.json")
+def _listing(left: Sequence[Left], *, shares: bool) -> list[str]:
+    """One line per reason: share of the run time where it is measured, number of operations, which ones."""
+    groups: dict[str, list[Left]] = defaultdict(list)
+    for entry in left:
+        groups[entry.reason].append(entry)
+    ordered = sorted(groups.items(), key=lambda group: _importance(group[1]), reverse=True)
+    # Where times are known, what takes none (it is fused into a quantized layer) is told in one line.
+    free = [entry for _, entries in ordered for entry in entries if shares and _importance(entries)[:2] == (0.0, 0)]
+    told = [(reason, entries) for reason, entries in ordered if not (shares and _importance(entries)[:2] == (0.0, 0))]
+    lines = [_line(f"{reason}: {_which(entries)}", entries, shares=shares) for reason, entries in told[:MOST_REASONS]]
+    if rest := [entry for _, entries in told[MOST_REASONS:] for entry in entries]:
+        lines.append(_line("for other reasons: see build/evaluate/layers.json", rest, shares=shares))
+    if free:
+        lines.append(_line(f"that take no time of their own: {_which(free)}", free, shares=shares))
     return lines
+
+
+def _importance(entries: Sequence[Left]) -> tuple[float, int, int]:
+    return sum(entry.share for entry in entries), sum(entry.type in WEIGHTED for entry in entries), len(entries)
+
+
+def _line(text: str, entries: Sequence[Left], *, shares: bool) -> str:
+    share = 100 * sum(entry.share for entry in entries)
+    cost = f"{f'{share:.1f} %' if share else '-':>7} " if shares else ""
+    return f" {cost}{len({entry.name for entry in entries}):>4} {text}"
+
+
+def _which(entries: Sequence[Left]) -> str:
+    """Few operations by their names, many by their types: the costly ones first."""
+    names = list(dict.fromkeys(entry.name for entry in entries))
+    if len(names) <= MOST_NAMES:
+        return ", ".join(names)
+    types: dict[str, list[Left]] = defaultdict(list)
+    for entry in entries:
+        types[entry.type].append(entry)
+    ordered = sorted(types, key=lambda kind: _importance(types[kind]), reverse=True)
+    told = [f"{len(types[kind])} {kind}" for kind in ordered[:MOST_TYPES]]
+    return ", ".join([*told, "..."] if len(types) > MOST_TYPES else told)
 
 
 # ------------------------------------------------------------------------------------------------ seconds, layout
@@ -158,7 +193,7 @@ def _effort() -> list[str]:
 
 def _number(value: float) -> str:
     """Three significant digits without an exponent."""
-    return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
+    return f"{value:.0f}" if value >= 100 else f"{value:.1f}" if value >= 10 else f"{value:.2f}" if value >= 1 else f"{value:.3g}"
 
 
 def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:

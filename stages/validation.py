@@ -238,9 +238,10 @@ def _check_quantization(config: Config) -> None:
     _check_estimator(quantization.range_estimator, "quantization.range_estimator")
     _check_weights_estimator(quantization.weights)
     _check_ignored(quantization.ignored)
-    for index, probability in enumerate(config.collect_statistics.outlier_probs):
-        if not 0.0 < probability < 0.5:
-            raise refused(f"collect_statistics.outlier_probs[{index}]", probability, "a number above 0.0 and below 0.5")
+    for key in ("outlier_probs", "channel_outlier_probs"):
+        for index, probability in enumerate(getattr(config.collect_statistics, key)):
+            if not 0.0 < probability < 0.5:
+                raise refused(f"collect_statistics.{key}[{index}]", probability, "a number above 0.0 and below 0.5")
 
 
 def _check_levels(scheme: Scheme, key: str) -> None:

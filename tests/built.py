@@ -50,7 +50,7 @@ def write_build(root: Path, settings: Config, drop: float = 0.021, milliseconds:
     _json(root, "evaluate/layers.json", layers())
     models = (("FP32 (f32)", 12.0, 0.902), ("FP32 (bf16, default)", 6.0, 0.901), ("INT8", milliseconds, 0.902 - drop))
     _json(root, "evaluate/accuracy_speed.json", [{"model": name, "latency_ms": speed, "accuracy": value} for name, speed, value in models])
-    noise = [{key: row[key] for key in ("layer", "kind", "sqnr_db")} for row in layers()]
+    noise = [{key: row[key] for key in ("layer", "kind", "sqnr_db")} for row in layers() if row["sqnr_db"] is not None]
     _json(root, "reports/noise.json", sorted(noise, key=lambda row: row["sqnr_db"]))
     _json(root, "reports/metrics.json", {"metric": {"exact_match": {"int8": 0.902 - drop}}})
     for seconds, name in enumerate(("config", "prepare", "collect_statistics", "quantize", "correct_bias", "evaluate")):
@@ -96,20 +96,30 @@ def quantizers() -> dict[str, Any]:
         name = f"/backbone/conv_{layer}/Conv"
         for port, kind in ((0, "activations"), (1, "weights")):
             entries.append({"name": f"{name}/fq_{port}", "kind": kind, "layers": [{"name": name, "type": "Convolution", "port": port}]})
-    left = [{"name": f"/head/relu_{i}", "type": "ReLU", "port": None, "reason": "ANY has no quantized ReLU"} for i in range(7)]
-    left += [{"name": f"/head/softmax_{i}", "type": "SoftMax", "port": None, "reason": "ANY has no quantized SoftMax"} for i in range(3)]
-    left += [{"name": "/se/fc", "type": "Convolution", "port": None, "reason": "ignored block: squeeze and excitation"}]
-    left += [{"name": "/shape", "type": "Gather", "port": None, "reason": "computes shapes"}]
-    return {"preset": "performance", "target_device": "ANY", "quantizers": entries, "float": left}
+    return {"preset": "performance", "target_device": "ANY", "quantizers": entries, "float": []}
 
 
 def layers() -> list[dict[str, Any]]:
-    """Content of layers.json, shortened."""
-    return [
-        {"layer": f"/backbone/conv_{layer}/Conv:{port}", "sqnr_db": 45.0 - 2.5 * layer - 7 * port, "kind": kind, "bits": 8, "bias": None}
+    """Content of layers.json, shortened: two quantized ports per layer, and a few that stay float."""
+    rows: list[dict[str, Any]] = [
+        {"layer": f"/backbone/conv_{layer}/Conv:{port}", "sqnr_db": 45.0 - 2.5 * layer - 7 * port, "kind": kind, "bits": 8, "port": port}
+        | dict.fromkeys(("type", "float_reason", "run_time_share"))
         for layer in range(LAYERS)
         for port, kind in ((0, "activations"), (1, "weights"))
     ]
+    rows += [left_float(f"/head/relu_{index}", "ReLU", "ANY has no quantized ReLU") for index in range(7)]
+    rows += [left_float(f"/head/softmax_{index}", "SoftMax", "ANY has no quantized SoftMax") for index in range(3)]
+    return [
+        *rows,
+        left_float("/se/fc", "Convolution", "ignored block: squeeze and excitation"),
+        left_float("/shape", "Gather", "computes shapes"),
+    ]
+
+
+def left_float(name: str, kind: str, reason: str, share: float | None = None) -> dict[str, Any]:
+    """A row of layers.json."""
+    row = {"layer": name, "sqnr_db": None, "kind": "float", "bits": None, "port": None}
+    return row | {"type": kind, "float_reason": reason, "run_time_share": share}
 
 
 CORRECTIONS = {

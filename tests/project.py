@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import shutil
 import subprocess
@@ -96,10 +97,11 @@ def copy_project(target: Path) -> Project:
     return Project(target)
 
 
-def project_files() -> list[Path]:
+@functools.cache
+def project_files() -> tuple[Path, ...]:
     """The files that git tracks or would track, without the tests and what they made."""
     listed = subprocess.run(
         ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True, check=True
     )
     files = [Path(name) for name in listed.stdout.split("\0") if name]
-    return [path for path in files if path.parts[0] != "tests" and path.name != "dvc.lock" and (ROOT / path).is_file()]
+    return tuple(path for path in files if path.parts[0] != "tests" and path.name != "dvc.lock" and (ROOT / path).is_file())

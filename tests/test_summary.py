@@ -56,7 +56,7 @@ def test_columns_are_aligned(workspace: Path) -> None:
     text = summary(built.config())
     ends = {
         name: line(text, name).index(cell) + len(cell)
-        for name, cell in (("exact_match", "88.10 %"), ("latency", "4 ms"), ("size", "3.10 MB"))
+        for name, cell in (("exact_match", "88.10 %"), ("latency", "4.00 ms"), ("size", "3.10 MB"))
     }
     assert len(set(ends.values())) == 1
 
@@ -104,23 +104,39 @@ def test_what_stays_float_is_grouped_by_reason_weighted_layers_first(workspace: 
     lines = summary(built.config()).splitlines()
     place = lines.index("left float: 11 operations")
     assert lines[place + 1 : place + 3] == [
-        "     1 ignored block: squeeze and excitation: /se/fc",
-        "    10 ANY has no quantized form of it: 7 ReLU, 3 SoftMax",
+        "    1 ignored block: squeeze and excitation: /se/fc",
+        "   10 ANY has no quantized form of it: 7 ReLU, 3 SoftMax",
+    ]
+
+
+def test_what_costs_most_comes_first_where_times_are_known(workspace: Path) -> None:
+    rows = [
+        built.left_float("/se/fc", "Convolution", "ignored block", 0.02),
+        built.left_float("/softmax", "SoftMax", "ANY has no quantized SoftMax", 0.1),
+        built.left_float("/bias", "Add", "bias"),
+    ]
+    (workspace / "build/evaluate/layers.json").write_text(json.dumps(rows))
+    lines = summary(built.config()).splitlines()
+    place = lines.index("left float: 3 operations, 12.0 % of INT8's run time")
+    assert lines[place + 1 : place + 4] == [
+        "  10.0 %    1 ANY has no quantized form of it: /softmax",
+        "   2.0 %    1 ignored block: /se/fc",
+        "       -    1 that take no time of their own: /bias",
     ]
 
 
 def test_many_reasons_are_cut_and_counted(workspace: Path) -> None:
-    left = [{"name": f"op{i}", "type": "MatMul", "port": None, "reason": f"reason {'abcdefgh'[i]}"} for i in range(8)]
-    edit(workspace / "build/quantize/quantizers.json", float=left)
+    rows = [built.left_float(f"op{index}", "MatMul", f"reason {letter}") for index, letter in enumerate("abcdefgh")]
+    (workspace / "build/evaluate/layers.json").write_text(json.dumps(rows))
     text = summary(built.config())
-    assert "     3 for other reasons: see build/evaluate/layers.json" in text
+    assert "    3 for other reasons: see build/evaluate/layers.json" in text
     assert text.count("reason ") == 5
 
 
 def test_biases_that_were_left_are_listed(workspace: Path) -> None:
     lines = summary(built.config()).splitlines()
     place = lines.index("biases: 10 corrected, 2 left")
-    assert lines[place + 1] == "     2 the shift is … times the bias: /backbone/conv_10/Conv, /backbone/conv_11/Conv"
+    assert lines[place + 1] == "    2 the shift is … times the bias: /backbone/conv_10/Conv, /backbone/conv_11/Conv"
     off = dataclasses.replace(built.config(), bias_correction=BiasCorrection(enabled=False))
     assert "biases: not corrected (bias_correction.enabled is false)" in summary(off)
 

@@ -1,18 +1,23 @@
-"""ActivationChannelAlignment: equalise the ranges of channels between a convolution and the 1x1 convolution after it.
+"""ActivationChannelAlignment: equalise the ranges of channels between a convolution and the pointwise convolution after it.
 
 Only the outputs of the first convolution are shifted and scaled, so everything that statistics say about the tensor
-between the two follows by arithmetic (pot_behaviour.md section 6).
+between the two follows by arithmetic (pot_behaviour.md section 6), but for quantiles of the whole tensor.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from stages.quantization.graph import Graph, Node, Port, bias_add, bias_constant_port, constant_value
-from stages.quantization.weights import weight_layout
+from stages.errors import UserError
+from stages.quantization.graph import CONVOLUTIONS, Graph, Node, bias_add, constant_value
+from stages.quantization.plan import Plan, TensorName
+from stages.quantization.statistics import Statistics
+from stages.quantization.tails import tail_quantile
+from stages.quantization.weights import Layout, bias_values, weight_layout
 
 TAIL = 1e-4  # per-channel quantiles of one sample that count as its range
 SMALLEST_SCALE, LARGEST_SCALE = 0.01, 100.0
@@ -28,58 +33,67 @@ class Alignment:
     scale: Array
 
 
+class Aligned(NamedTuple):
+    """What alignment changes."""
+
+    weights: dict[str, NDArray[np.float32]]  # by Constant name, in the Constant's shape
+    biases: dict[str, Array]  # by operation name [C]
+    statistics: Statistics
+
+
+# --------------------------------------------------------------------------------------------------------------- pairs
+
+
 def alignment_pairs(graph: Graph) -> list[tuple[Node, Node]]:
-    """Pairs (first, second): a 1x1 convolution fed by nothing but a convolution or MatMul, with no activation between."""
+    """Pairs (first, second): an unpadded convolution fed by nothing but a convolution, with no activation between."""
     pairs = []
     for second in sorted(graph.of_type(["Convolution"]), key=lambda node: node.name):
-        if weight_layout(second) is None or not _is_pointwise(second):
-            continue
-        first = _feeding_layer(second)
-        if first is not None:
+        first = _feeding_layer(second) if _is_exact_under_shift(second) else None
+        if first is not None and all(_owns_weights(node) for node in (first, second)):
             pairs.append((first, second))
     return pairs
 
 
-def aligned_port(second: Node) -> Port:
+def aligned_tensor(second: Node) -> TensorName:
     """The tensor between the two operations of a pair."""
-    return second.inputs[0]
+    return TensorName(second.inputs[0].node.name, second.inputs[0].index)
 
 
-def _is_pointwise(node: Node) -> bool:
-    """Exact under a shift of its input: no padding. POT also asks for stride and dilation 1."""
+def _is_exact_under_shift(node: Node) -> bool:
+    """Whether a shift of the input moves every output alike: no padding. POT also asks for stride and dilation 1."""
     attributes = node.attributes()
     padded = any([*attributes["pads_begin"], *attributes["pads_end"]]) or attributes.get("auto_pad", "explicit") not in ("explicit", "valid")
     return not padded and all(value == 1 for value in [*attributes["strides"], *attributes["dilations"]])
 
 
 def _feeding_layer(second: Node) -> Node | None:
+    """The convolution whose (biased) output `second` alone reads."""
     port = second.inputs[0]
     if len(port.node.consumers[port.index]) != 1:
         return None
     first = port.node
     if first.type == "Add":
-        if first.inputs[0].node.constant or not first.inputs[1].node.constant:
-            return None
         first = first.inputs[0].node
-        if bias_add(first) is not port.node:
+        if first.constant or bias_add(first) is not port.node or bias_values(first) is None:
             return None
-    return first if weight_layout(first) is not None else None
+    return first if first.type in CONVOLUTIONS else None
 
 
-def bias_values(node: Node) -> Array | None:
-    """The bias of a weighted operation as [C], or None without one (or with one that is not one value per channel)."""
-    add = bias_add(node)
-    if add is None:
-        return None
-    port = add.inputs[bias_constant_port(add)]
-    constant = port.node
-    while constant.type == "Convert":
-        constant = constant.inputs[0].node
+def _owns_weights(node: Node) -> bool:
+    """Whether no other operation reads the Constant that holds the weights."""
     layout = weight_layout(node)
-    if constant.type != "Constant" or layout is None:
-        return None
-    value = constant_value(constant)
-    return value.astype(np.float64).reshape(-1) if value.size == layout.outputs else None
+    if layout is None:
+        return False
+    reader = layout.constant
+    while reader is not node:
+        consumers = list(reader.all_consumers())
+        if len(consumers) != 1:
+            return False
+        reader = consumers[0].node
+    return True
+
+
+# ---------------------------------------------------------------------------------------------------------- arithmetic
 
 
 def compute_alignment(low: Array, high: Array, can_shift: bool) -> Alignment:
@@ -95,3 +109,71 @@ def compute_alignment(low: Array, high: Array, can_shift: bool) -> Alignment:
     scale = spread / np.median(spread[spread > 0])
     scale[spread <= 0] = 1.0
     return Alignment(shift, np.clip(scale, SMALLEST_SCALE, LARGEST_SCALE))
+
+
+def pair_alignment(first: Node, second: Node, statistics: Statistics) -> Alignment:
+    """The alignment of a pair. UserError if nothing was collected for it."""
+    tensor = aligned_tensor(second)
+    try:
+        size = statistics.channel_size[tensor][:, None]
+        low, high = (tail_quantile(table[tensor], size, TAIL) for table in (statistics.channel_lowest, statistics.channel_highest))
+    except KeyError:
+        raise UserError(f"statistics hold no channels of {tensor.name}; run `dvc repro --force collect_statistics`") from None
+    return compute_alignment(low, high, can_shift=bias_values(first) is not None and bias_values(second) is not None)
+
+
+def align(graph: Graph, statistics: Statistics, plan: Plan) -> Aligned:
+    """Weights, biases and statistics of the model after the plan's channel alignment."""
+    weights: dict[str, NDArray[np.float32]] = {}
+    biases: dict[str, Array] = {}
+    for names in plan.aligned:
+        first, second = (graph.by_name[name] for name in names)
+        alignment = pair_alignment(first, second, statistics)
+        shift, scale = alignment.shift, alignment.scale
+        first_layout, second_layout = (_layout(node) for node in (first, second))
+        first_weights, second_weights = (
+            layout.canonical(weights.get(layout.constant.name, constant_value(layout.constant))) for layout in (first_layout, second_layout)
+        )
+        first_bias, second_bias = (biases.get(node.name, bias_values(node)) for node in (first, second))
+        if first_bias is not None and second_bias is not None:
+            kernel = tuple(range(2, second_weights.ndim))
+            biases[second.name] = second_bias + second_weights.sum(axis=kernel, dtype=np.float64) @ shift
+        if first_bias is not None:
+            biases[first.name] = (first_bias - shift) / scale
+        of_first, of_second = scale.reshape(-1, *[1] * (first_weights.ndim - 1)), scale.reshape(1, -1, *[1] * (second_weights.ndim - 2))
+        weights[first_layout.constant.name] = first_layout.restored((first_weights / of_first).astype(np.float32))
+        weights[second_layout.constant.name] = second_layout.restored((second_weights * of_second).astype(np.float32))
+        statistics = aligned_statistics(statistics, aligned_tensor(second), first.name, second.name, alignment)
+    return Aligned(weights, biases, statistics)
+
+
+def _layout(node: Node) -> Layout:
+    layout = weight_layout(node)
+    if layout is None:
+        raise UserError(f"quantizers.json aligns the channels of {node}, which has no constant weights in this model")
+    return layout
+
+
+def aligned_statistics(statistics: Statistics, tensor: TensorName, first: str, second: str, alignment: Alignment) -> Statistics:
+    """The statistics with the channels of `tensor`, between `first` and `second`, shifted and scaled."""
+    shift, scale = alignment.shift, alignment.scale
+    lowest, highest = (
+        ((table[tensor] - shift[:, None]) / scale[:, None]).astype(np.float32)
+        for table in (statistics.channel_lowest, statistics.channel_highest)
+    )
+    # Quantiles mix the channels anew; where an estimator needs them, they were collected of the aligned tensor.
+    whole_lowest = statistics.aligned_lowest.get(tensor, lowest[:, :, 0].min(axis=1, keepdims=True))
+    whole_highest = statistics.aligned_highest.get(tensor, highest[:, :, 0].max(axis=1, keepdims=True))
+    output_mean = statistics.output_mean
+    if first in output_mean:
+        output_mean = output_mean | {first: (output_mean[first] - shift) / scale}
+    return replace(
+        statistics,
+        lowest=statistics.lowest | {tensor: whole_lowest},
+        highest=statistics.highest | {tensor: whole_highest},
+        size=statistics.size | {tensor: statistics.channel_size[tensor] * lowest.shape[1]},
+        channel_lowest=statistics.channel_lowest | {tensor: lowest},
+        channel_highest=statistics.channel_highest | {tensor: highest},
+        input_mean=statistics.input_mean | {second: (statistics.input_mean[second] - shift) / scale},
+        output_mean=output_mean,
+    )

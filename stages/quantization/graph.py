@@ -14,6 +14,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import openvino as ov
 
+# Their values are not known from constant inputs alone.
+NEVER_CONSTANT = frozenset({"ReadValue", "RandomUniform", "Multinomial"})
 CONVOLUTIONS = frozenset({"Convolution", "GroupConvolution"})
 OPERATIONS_WITH_WEIGHTS = frozenset(
     {"Convolution", "GroupConvolution", "ConvolutionBackpropData", "GroupConvolutionBackpropData", "MatMul"}
@@ -24,14 +26,14 @@ class Port(NamedTuple):
     """An output of a node: the tensor that it produces."""
 
     node: Node
-    index: int
+    index: int  # type: ignore[assignment]  # hides tuple.index
 
 
 class Edge(NamedTuple):
     """An input of a node: the place where a tensor is consumed."""
 
     node: Node
-    index: int
+    index: int  # type: ignore[assignment]
 
 
 @dataclass(eq=False, slots=True)
@@ -83,6 +85,12 @@ class Graph:
             twin.consumers = [[Edge(twins[edge.node], edge.index) for edge in edges] for edges in node.consumers]
         return Graph(list(twins.values()))
 
+    def unused(self, name: str) -> str:
+        """`name`, with as many underscores after it as it takes to be the name of no operation."""
+        while name in self.by_name:
+            name += "_"
+        return name
+
     def of_type(self, types: Iterable[str]) -> list[Node]:
         """Nodes of the given types in topological order."""
         wanted = set(types)
@@ -105,7 +113,7 @@ def read_graph(model: ov.Model) -> Graph:
             node.inputs.append(port)
             port.node.consumers[port.index].append(Edge(node, index))
         node.constant = node.type == "Constant" or (
-            bool(node.inputs) and node.type != "ReadValue" and all(producer.constant for producer in node.producers())
+            bool(node.inputs) and node.type not in NEVER_CONSTANT and all(producer.constant for producer in node.producers())
         )
         moving = [producer for producer in node.producers() if not producer.constant]
         node.from_shape = node.type == "ShapeOf" or (bool(moving) and all(producer.from_shape for producer in moving))
@@ -115,9 +123,9 @@ def read_graph(model: ov.Model) -> Graph:
 
 
 def walk(start: Iterable[Node], step: Callable[[Node], Iterable[Node]]) -> Iterator[Node]:
-    """Breadth-first walk: yields every node reached from `start` by `step`, each once, without `start` itself."""
-    seen: set[Node] = set()
+    """Breadth-first walk: yields every node reached from `start` by `step`, each once, without those of `start`."""
     queue = deque(start)
+    seen = set(queue)
     while queue:
         for node in step(queue.popleft()):
             if node not in seen:
@@ -130,15 +138,17 @@ def walk(start: Iterable[Node], step: Callable[[Node], Iterable[Node]]) -> Itera
 
 
 def weight_constant(port: Port) -> Node | None:
-    """The Constant behind a weight input, looked for through Convert (FP16 storage) and Reshape (grouped weights)."""
+    """The floating-point Constant behind a weight input, looked for through Convert (FP16 storage) and Reshape (grouped weights)."""
     node = port.node
     while node.type in ("Convert", "Reshape") and node.constant:
         node = node.inputs[0].node
-    return node if node.type == "Constant" else None
+    return node if node.type == "Constant" and node.is_float[0] else None
 
 
 def constant_value(node: Node) -> np.ndarray:
     """The value of a Constant."""
+    if node.operation.get_element_type() == ov.Type.bf16:  # numpy has none: OpenVINO would show its bits as float16
+        return np.asarray(node.operation.get_data(dtype=np.float32))
     return np.asarray(node.operation.data)
 
 

@@ -49,7 +49,11 @@ Row = dict[str, Any]
 
 
 def layer_table(
-    quantizers: Mapping[str, Any], corrections: Mapping[str, Any], noise: Mapping[str, float | None], times: Iterable[NodeTime]
+    quantizers: Mapping[str, Any],
+    corrections: Mapping[str, Any],
+    noise: Mapping[str, float | None],
+    times: Iterable[NodeTime],
+    order: Iterable[str],
 ) -> list[Row]:
     """Joins what is known of every layer.
 
@@ -58,9 +62,10 @@ def layer_table(
         corrections: Content of corrections.json.
         noise: SQNR in dB by quantizer name; may lack any of them.
         times: Executed nodes of the INT8 model; empty where the runtime tells nothing.
+        order: Names of all operations in the order in which they are computed.
 
     Returns:
-        Rows with `COLUMNS` as keys: the quantized inputs in the order of quantizers.json, then what stays float.
+        Rows with `COLUMNS` as keys, by layer in the given order and by port.
     """
     costs = _costs(list(times))
     biases = {entry["name"]: "corrected" for entry in corrections["corrected"]}
@@ -71,7 +76,7 @@ def layer_table(
         for layer in entry["layers"]:
             row = _row(layer["name"], layer["type"], layer["port"], entry["kind"])
             row |= {key: entry[key] for key in ("bits", "mode", "granularity", "levels")}
-            row |= {"estimator": _estimator(entry["estimator"]), "low": min(entry["input_low"]), "high": max(entry["input_high"])}
+            row |= {"estimator": _estimator(entry), "low": min(entry["input_low"]), "high": max(entry["input_high"])}
             if served[layer["name"], layer["port"]] > 1:
                 row["layer"] += f" < {entry['source']['name']}"
             row["sqnr_db"] = noise.get(entry["name"])
@@ -80,8 +85,11 @@ def layer_table(
     rows += [
         _row(entry["name"], entry["type"], entry["port"], "float") | {"float_reason": entry["reason"]} for entry in quantizers["float"]
     ]
+    places = {name: place for place, name in enumerate(order)}
+    rows.sort(key=lambda row: (places.get(row["name"], len(places)), row["port"] or 0))
     charged = set()
-    for row, name in sorted(((row, row.pop("name")) for row in rows), key=lambda pair: pair[0]["port"] or 0):
+    for row in rows:
+        name = row.pop("name")
         if name in costs and name not in charged:
             row["run_time_share"], row["runs_as"] = costs[name]
             charged.add(name)
@@ -93,15 +101,16 @@ def _row(name: str, kind: str, port: int | None, group: str) -> Row:
     return {"name": name, **dict.fromkeys(COLUMNS), "layer": layer, "type": kind, "port": port, "kind": group}
 
 
-def _estimator(estimator: Mapping[str, Any]) -> str:
-    """Both borders in words, `mean of min / mean of quantile 0.01`; a single one where they are the same."""
+def _estimator(quantizer: Mapping[str, Any]) -> str:
+    """The borders in words, `mean of min / mean of quantile 0.01`; a symmetric range follows from the upper one alone."""
 
     def border(entry: Mapping[str, Any]) -> str:
         probability = f" {entry['outlier_prob']:g}" if entry.get("outlier_prob") is not None and "quantile" in entry["type"] else ""
         clipping = f" <= {entry['clipping_value']:g}" if entry.get("clipping_value") is not None else ""
         return (f"{entry['aggregator']} of " if entry.get("aggregator") else "") + entry["type"] + probability + clipping
 
-    return " / ".join(dict.fromkeys(border(estimator[side]) for side in ("min", "max") if estimator.get(side)))
+    sides = ("max",) if quantizer["mode"] == "symmetric" else ("min", "max")
+    return " / ".join(dict.fromkeys(border(quantizer["estimator"][side]) for side in sides))
 
 
 def _costs(times: list[NodeTime]) -> dict[str, tuple[float | None, str]]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,7 +23,7 @@ from stages.quantization.alignment import TAIL
 from stages.quantization.graph import Graph, Node, Port, bias_add, input_channel_axis, output_channel_axis, read_graph
 from stages.quantization.plan import TensorName
 from stages.quantization.points import Points
-from stages.quantization.tails import channel_tails_in_graph, channel_tails_of, tail_length, tails_in_graph, tails_of
+from stages.quantization.tails import channel_extremes, channel_tails_in_graph, extremes, tail_length, tails_in_graph
 
 Array = NDArray[np.float32]
 FORMAT = 1
@@ -76,19 +76,21 @@ class _Output(NamedTuple):
 def collect(
     model: ov.Model,
     points: Points,
-    outlier_probs: Iterable[float],
+    outlier_probs: Sequence[float],
+    channel_outlier_probs: Sequence[float],
     infer: Callable[[ov.Model], Iterable[list[NDArray[Any]]]],
     samples: int,
 ) -> Statistics:
     """Run the calibration samples once and reduce what they leave at `points`.
 
-    points: of the graph read from `model`. infer: runs the instrumented model in f32 over the samples and yields the
+    points: of the graph read from `model`. outlier_probs, channel_outlier_probs: how far the tails of whole tensors and of
+    channels must reach, as the probabilities of the quantiles to be taken from them. infer: runs the instrumented model in f32 over the samples and yields the
     outputs of each, in sample order. Raises UserError for a value that is not finite.
     """
     clone = model.clone()
     graph = read_graph(clone)
     statistics = Statistics(samples)
-    outputs = list(_outputs(graph, _same_points(graph, points), sorted(set(outlier_probs)), statistics))
+    outputs = list(_outputs(graph, _same_points(graph, points), outlier_probs, channel_outlier_probs, statistics))
     outputs.sort(key=lambda output: output.order)
     for result in list(clone.get_results()):
         clone.remove_result(result)
@@ -118,20 +120,22 @@ def _same_points(graph: Graph, points: Points) -> Points:
     return Points(*ports, nodes(points.inputs), nodes(points.outputs), points.derived)
 
 
-def _outputs(graph: Graph, points: Points, outlier_probs: list[float], statistics: Statistics) -> Iterator[_Output]:
-    whole = _Tails(statistics.lowest, statistics.highest, statistics.size, tails_in_graph, tails_of, lambda shape: math.prod(shape))
+def _outputs(
+    graph: Graph, points: Points, outlier_probs: Sequence[float], channel_outlier_probs: Sequence[float], statistics: Statistics
+) -> Iterator[_Output]:
+    whole = _Tails(statistics.lowest, statistics.highest, statistics.size, tails_in_graph, extremes, math.prod)
     channel = _Tails(
         statistics.channel_lowest,
         statistics.channel_highest,
         statistics.channel_size,
         channel_tails_in_graph,
-        channel_tails_of,
+        channel_extremes,
         lambda shape: math.prod(shape) // shape[1],
     )
     for port in points.tensors:
         yield from _tails(port, whole, outlier_probs, statistics.samples)
     for port in points.perchannel:
-        yield from _tails(port, channel, [*outlier_probs, TAIL] if port in points.aligned else outlier_probs, statistics.samples)
+        yield from _tails(port, channel, [*channel_outlier_probs, TAIL] if port in points.aligned else channel_outlier_probs, statistics.samples)
     for node in points.inputs:
         port = node.inputs[0]
         order = (port.node.order, port.index)
@@ -164,15 +168,6 @@ def _reduce(reduction: Callable[..., ov.Node], port: Port, keep: int | None = No
     return reduction(_output(port), axes, False).output(0)
 
 
-def _into(table: dict[TensorName, Array], name: TensorName, samples: int) -> Callable[[int, NDArray[Any]], None]:
-    def store(position: int, value: NDArray[Any]) -> None:
-        if name not in table:
-            table[name] = np.empty((samples, *value.shape), np.float32)
-        table[name][position] = value
-
-    return store
-
-
 def _sum(table: dict[str, NDArray[np.float64]], name: str) -> Callable[[int, NDArray[Any]], None]:
     def store(position: int, value: NDArray[Any]) -> None:
         table[name] = table[name] + value if name in table else value.astype(np.float64)
@@ -198,33 +193,34 @@ class _Tails(NamedTuple):
     highest: dict[TensorName, Array]
     size: dict[TensorName, NDArray[np.int64]]
     in_graph: Callable[[ov.Output, int], tuple[ov.Output, ov.Output]]
-    of_array: Callable[[NDArray[Any], int], tuple[Array, Array]]
+    of_array: Callable[..., Array]
     count: Callable[[tuple[int, ...]], int]  # values that a tail is taken of, from the tensor's shape
 
 
-def _tails(port: Port, tails: _Tails, outlier_probs: list[float], samples: int) -> Iterator[_Output]:
-    """Outputs for the lowest and highest values: found in the graph, or for dynamic shapes in the tensor itself."""
+def _tails(port: Port, tails: _Tails, outlier_probs: Sequence[float], samples: int) -> Iterator[_Output]:
+    """Outputs from which the lowest and highest values are taken: few where the shape is static, else the whole tensor."""
     name, order = _name(port), (port.node.order, port.index)
     shape = port.node.shapes[port.index]
-    if shape is not None and -1 not in shape:
-        tails.size[name] = np.full(samples, tails.count(shape))
-        outputs = tails.in_graph(_output(port), tail_length(tails.count(shape), outlier_probs))
-        for output, table in zip(outputs, (tails.lowest, tails.highest), strict=True):
-            yield _Output(order, output, _into(table, name, samples))
-        return
     tails.size[name] = np.zeros(samples, np.int64)
+    static = shape is not None and -1 not in shape
+    count = tails.count(shape) if static and shape is not None else 0
+    outputs = tails.in_graph(_output(port), tail_length(count, outlier_probs)) if static else (_output(port),) * 2
 
-    def store(position: int, value: NDArray[Any]) -> None:
-        count = tails.count(value.shape)
-        tails.size[name][position] = count
-        for tail, table in zip(tails.of_array(value, tail_length(count, outlier_probs)), (tails.lowest, tails.highest), strict=True):
+    def store(table: dict[TensorName, Array], upper: bool) -> Callable[[int, NDArray[Any]], None]:
+        def take(position: int, value: NDArray[Any]) -> None:
+            size = count or tails.count(value.shape)
+            tail = tails.of_array(value, tail_length(size, outlier_probs), upper=upper)
+            tails.size[name][position] = size
             stored = table.setdefault(name, np.empty((samples, *tail.shape[:-1], 0), np.float32))
             if stored.shape[-1] < tail.shape[-1]:
                 missing = np.full((*stored.shape[:-1], tail.shape[-1] - stored.shape[-1]), np.nan, np.float32)
                 table[name] = stored = np.concatenate([stored, missing], axis=-1)
             stored[position, ..., : tail.shape[-1]] = tail
 
-    yield _Output(order, _output(port), store)
+        return take
+
+    for output, table, upper in zip(outputs, (tails.lowest, tails.highest), (False, True), strict=True):
+        yield _Output(order, output, store(table, upper))
 
 
 def _finish(statistics: Statistics, points: Points) -> None:

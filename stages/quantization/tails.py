@@ -45,53 +45,62 @@ def absolute_tail(lowest: Array, highest: Array) -> Array:
     return -np.sort(-both, axis=-1)[..., : lowest.shape[-1]]
 
 
-def tails_of(values: NDArray[np.floating], length: int) -> tuple[Array, Array]:
-    """The lowest and the highest `length` values of an array."""
-    flat = values.reshape(-1)
-    if length < flat.size:
-        ends = np.partition(flat, [length - 1, flat.size - length])
-        low, high = ends[:length], ends[flat.size - length :]
-    else:
-        low = high = flat
-    return np.sort(low).astype(np.float32), np.sort(high)[::-1].astype(np.float32)
+def extremes(values: NDArray[np.floating], length: int, *, upper: bool) -> Array:
+    """The `length` highest (or lowest) values of an array, from the extreme inwards."""
+    ordered = np.sort(values, axis=None)
+    return (ordered[::-1] if upper else ordered)[:length].astype(np.float32)
 
 
-def channel_tails_of(values: NDArray[np.floating], length: int) -> tuple[Array, Array]:
-    """The lowest and the highest `length` values of each channel (axis 1) of an array [N, C, ...] -> [C, length] each."""
-    flat = np.sort(np.moveaxis(values, 1, 0).reshape(values.shape[1], -1), axis=1).astype(np.float32)
-    return flat[:, :length], flat[:, ::-1][:, :length]
-
-
-def channel_tails_in_graph(output: ov.Output, length: int) -> tuple[ov.Output, ov.Output]:
-    """Nodes that compute, per channel (axis 1) of a tensor of static shape, the extreme values -> [C, length] each."""
-    shape = list(output.get_shape())
-    if length == 1:
-        axes = np.array([axis for axis in range(len(shape)) if axis != 1])
-        ends = [op.unsqueeze(reduce(output, axes, False), np.int64(1)) for reduce in (op.reduce_min, op.reduce_max)]
-    else:
-        last = op.transpose(output, np.array([0, *range(2, len(shape)), 1]))
-        columns = op.reshape(last, np.array([-1, shape[1]]), False)
-        ends = [op.transpose(op.topk(columns, np.int64(length), 0, mode, "value").output(0), np.array([1, 0])) for mode in ("min", "max")]
-    low, high = (end.output(0) for end in ends)
-    return low, high
+def channel_extremes(values: NDArray[np.floating], length: int, *, upper: bool) -> Array:
+    """The same for each channel (axis 1) of an array [N, C, ...] -> [C, length]."""
+    ordered = np.sort(np.moveaxis(values, 1, 0).reshape(values.shape[1], -1), axis=1)
+    return (ordered[:, ::-1] if upper else ordered)[:, :length].astype(np.float32)
 
 
 def tails_in_graph(output: ov.Output, length: int) -> tuple[ov.Output, ov.Output]:
-    """Nodes that compute the lowest and the highest `length` values of a tensor of static shape.
+    """Nodes that find few values of a tensor of static shape, among them its `length` lowest, and the same for the highest.
 
-    The tensor is cut into rows. Each of the `length` extreme values lies in one of the `length` rows with the most
-    extreme extremes, so only those are searched. Images go channels last first: that is how the CPU computes them, and
-    another order would have to be copied together.
+    The tensor is cut into rows. Each of the extreme values lies in one of the `length` rows with the most extreme
+    extremes, so only those are left. Images go channels last first: that is how the CPU computes them, and another order
+    would have to be copied together.
     """
     shape = list(output.get_shape())
     size = math.prod(shape)
     if len(shape) in (4, 5):
-        output = op.transpose(output, np.array([0, *range(2, len(shape)), 1])).output(0)
+        output = _channels_last(output)
         shape = [shape[0], *shape[2:], shape[1]]
     width = _row_width(size, shape[-1] if shape else 1, length)
-    rows = op.reshape(output, np.array([size // width, width]), False)
-    low, high = (_extremes(rows, size // width, width, length, mode) for mode in ("min", "max"))
-    return low, high
+    height = size // width
+    rows = op.reshape(output, np.array([height, width]), False)
+    ends = []
+    for reduce, mode in ((op.reduce_min, "min"), (op.reduce_max, "max")):
+        best: ov.Node = rows
+        if length == 1:
+            best = reduce(reduce(rows, np.array([1]), False), np.array([0]), True)
+        elif length < height // 2:
+            best = op.gather(rows, op.topk(reduce(rows, np.array([1]), False), np.int64(length), 0, mode, "none").output(1), np.int64(0))
+        ends.append(best.output(0))
+    return ends[0], ends[1]
+
+
+def channel_tails_in_graph(output: ov.Output, length: int) -> tuple[ov.Output, ov.Output]:
+    """The same per channel (axis 1) -> [1, C, n] each."""
+    rank = len(output.get_shape())
+    ends = []
+    for reduce, mode in ((op.reduce_min, "min"), (op.reduce_max, "max")):
+        if length == 1:
+            axes = np.array([axis for axis in range(rank) if axis != 1])
+            ends.append(op.unsqueeze(reduce(output, axes, False), np.array([0, 2])).output(0))
+        else:
+            columns = op.reshape(_channels_last(output), np.array([-1, output.get_shape()[1]]), False)
+            best = op.topk(columns, np.int64(length), 0, mode, "none")
+            ends.append(op.unsqueeze(op.transpose(best.output(0), np.array([1, 0])), np.int64(0)).output(0))
+    return ends[0], ends[1]
+
+
+def _channels_last(output: ov.Output) -> ov.Output:
+    rank = len(output.get_shape())
+    return op.transpose(output, np.array([0, *range(2, rank), 1])).output(0)
 
 
 def _row_width(size: int, channels: int, length: int) -> int:
@@ -100,13 +109,3 @@ def _row_width(size: int, channels: int, length: int) -> int:
     fewest = math.sqrt(size * length)
     groups = (group for group in range(2, int(positions / fewest) + 1) if positions % group == 0)
     return channels * max(groups, default=1)
-
-
-def _extremes(rows: ov.Node, height: int, width: int, length: int, mode: str) -> ov.Output:
-    reduce = op.reduce_max if mode == "max" else op.reduce_min
-    if length == 1:
-        return reduce(reduce(rows, np.array([1]), False), np.array([0]), True).output(0)
-    if length < height // 2:
-        best_rows = op.topk(reduce(rows, np.array([1]), False), np.int64(length), 0, mode, "none")
-        rows = op.gather(rows, best_rows.output(1), np.int64(0))
-    return op.topk(op.reshape(rows, np.array([-1]), False), np.int64(length), 0, mode, "value").output(0)

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import hashlib
 import zipfile
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -83,9 +84,12 @@ class Arrays:
         if not Path(path).is_file():
             raise UserError(f"data file {path} does not exist")
         try:
-            with np.load(path, allow_pickle=False) as file:
-                arrays = {name: file[name] for name in file.files}
-        except (OSError, ValueError, EOFError, zipfile.BadZipFile, AttributeError) as error:
+            with open(path, "rb") as file:
+                loaded = np.load(file, allow_pickle=False)
+                if not isinstance(loaded, np.lib.npyio.NpzFile):
+                    raise ValueError("it holds a single unnamed array")
+                arrays = {name: loaded[name] for name in loaded.files}
+        except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
             raise UserError(f"cannot read {path} as .npz: {error}") from error
         self.path = path
         self.add_batch = add_batch

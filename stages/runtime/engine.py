@@ -149,5 +149,5 @@ def _stack(key: str, rows: list[np.ndarray]) -> np.ndarray:
 
 def last_line(error: BaseException) -> str:
     """The last line with words of an OpenVINO exception, which is the one that says what is wrong."""
-    lines = [line.strip() for line in str(error).splitlines() if any(character.isalpha() for character in line)]
+    lines = [line.strip("- \t") for line in str(error).splitlines() if any(character.isalpha() for character in line)]
     return lines[-1] if lines else type(error).__name__

@@ -81,7 +81,8 @@ class TextLines:
         return Sample({"": _preprocessed(_render(text, random))}, text)
 
     def _random(self, index: int) -> np.random.Generator:
-        return np.random.default_rng([self.seed, index])
+        # In this order: a seed of several words, put first, would take the index's place.
+        return np.random.default_rng([index, self.seed])
 
 
 def _text(random: np.random.Generator) -> str:

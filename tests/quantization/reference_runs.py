@@ -71,7 +71,7 @@ def statistics(name: str, samples: int, device: str = "any", probabilities: tupl
         for sample in data:
             yield list(compiled([sample[None]]).values())
 
-    return stored.collect(read, statistics_points(graph, target(device)), probabilities, infer, samples)
+    return stored.collect(read, statistics_points(graph, target(device)), probabilities, probabilities, infer, samples)
 
 
 @dataclass(frozen=True)

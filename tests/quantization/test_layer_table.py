@@ -20,7 +20,7 @@ def quantizer(
         "source": {"name": f"source of {name}", "port": 0, "type": "Any"},
         "layers": [{"name": layer, "type": type_, "port": port} for layer, type_, port in layers],
         "bits": 8,
-        "mode": "symmetric",
+        "mode": "asymmetric" if estimator else "symmetric",
         "granularity": "perchannel" if len(low) > 1 else "pertensor",
         "levels": 255,
         "estimator": {"min": border, "max": border, **estimator},
@@ -62,7 +62,9 @@ def rows() -> dict[str, Row]:
         NodeTime(("conv2",), 40.0, "int8_kernel"),
         NodeTime(("softmax",), 20.0, "f32_kernel"),
     ]
-    table = layer_table(quantizers, corrections, {"w1": 40.0, "a1": 30.5, "left": None}, times)
+    table = layer_table(
+        quantizers, corrections, {"w1": 40.0, "a1": 30.5, "left": None}, times, ["conv1", "add", "relu", "conv2", "softmax"]
+    )
     assert all(tuple(row) == COLUMNS for row in table)
     found = {row["layer"]: row for row in table}
     assert len(found) == len(table)  # the first column is a key
@@ -71,14 +73,14 @@ def rows() -> dict[str, Row]:
 
 def test_one_row_per_layer_and_port(rows: dict[str, Row]) -> None:
     assert list(rows) == [
-        "conv1:1",
         "conv1:0",
+        "conv1:1",
         "add:0",
+        "add:1",
         "conv2:0 < source of left",
         "conv2:0 < source of right",
         "conv2:1",
         "softmax",
-        "add:1",
     ]
 
 

@@ -1,0 +1,236 @@
+"""Running models: order, errors, and what several models share."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import openvino as ov
+import pytest
+from openvino import opset13 as operations
+
+from stages.errors import UserError
+from stages.runtime import engine
+from stages.runtime.datasets import Sample, Samples, model_inputs
+from stages.runtime.metrics import Accuracy, Metric, ReferenceError
+from stages.schema import Engine
+from tests.runtime import models
+
+
+def samples_of(values: np.ndarray, targets: Sequence[Any] | None = None) -> list[Sample]:
+    """One sample [1, n] per row."""
+    chosen = [None] * len(values) if targets is None else targets
+    return [Sample({"x": row[None]}, target, f"sample {i}") for i, (row, target) in enumerate(zip(values, chosen, strict=True))]
+
+
+@pytest.fixture(scope="module")
+def rows() -> np.ndarray:
+    return np.random.default_rng(0).normal(size=(257, 8)).astype(np.float32)
+
+
+WEIGHTS = np.random.default_rng(1).normal(size=(8, 5)).astype(np.float32)
+
+
+def test_outputs_come_in_the_order_of_the_samples(rows: np.ndarray) -> None:
+    compiled = engine.compile(models.linear(WEIGHTS), Engine(requests=7))
+    outputs = [output[0].copy() for output in engine.infer(compiled, samples_of(rows))]
+    np.testing.assert_allclose(np.concatenate(outputs), rows @ WEIGHTS, rtol=1e-5, atol=1e-5)
+
+
+def test_asynchronous_equals_synchronous_bit_for_bit() -> None:
+    generator = np.random.default_rng(2)
+    image = operations.parameter([1, 3, 16, 16], np.float32, name="x")
+    kernel = operations.constant(generator.normal(size=(8, 3, 3, 3)).astype(np.float32))
+    node = operations.relu(operations.convolution(image, kernel, [1, 1], [1, 1], [1, 1], [1, 1]))
+    compiled = engine.compile(models.named(ov.Model([node], [image])), Engine())
+    data = generator.normal(size=(40, 3, 16, 16)).astype(np.float32)
+    outputs = [output[0].copy() for output in engine.infer(compiled, samples_of(data))]
+    request = compiled.create_infer_request()
+    for row, output in zip(data, outputs, strict=True):
+        request.infer({0: row[None]})
+        np.testing.assert_array_equal(request.get_output_tensor(0).data, output)
+
+
+def test_several_inputs_are_given_in_the_models_order() -> None:
+    model = models.two_inputs()
+    data = [{"tokens": np.full((1, 2 + i), i), "image": np.full((1, 2, 3), 0.5)} for i in range(9)]
+    samples = Samples(data, model_inputs(model))
+    totals = [float(output[0][0]) for output in engine.infer(engine.compile(model, Engine()), samples)]
+    assert totals == [3.0 + i * (2 + i) for i in range(9)]
+
+
+def test_f32_is_f32_even_where_the_device_prefers_less() -> None:
+    """1 + 2^-12 needs more than bf16's 8 bits of mantissa."""
+    compiled = engine.compile(models.linear(np.full((512, 512), 1 + 2.0**-12)), Engine(), "f32")
+    ones = np.ones((1, 512), np.float32)
+    (output,) = next(engine.infer(compiled, [Sample({"x": ones})]))
+    np.testing.assert_allclose(output, 512 * (1 + 2.0**-12), rtol=1e-6)
+
+
+def test_samples_are_taken_only_a_few_ahead(rows: np.ndarray) -> None:
+    taken = 0
+
+    def counted() -> Iterator[Sample]:
+        nonlocal taken
+        for sample in samples_of(rows):
+            taken += 1
+            yield sample
+
+    compiled = engine.compile(models.linear(WEIGHTS), Engine(requests=2))
+    streams = compiled.get_property("OPTIMAL_NUMBER_OF_INFER_REQUESTS")
+    for position, _ in enumerate(engine.infer(compiled, counted())):
+        assert taken <= position + 2 * streams + 1
+    assert taken == len(rows)
+
+
+@pytest.mark.timeout(60)
+def test_an_error_while_loading_stops_at_once(rows: np.ndarray) -> None:
+    taken: list[int] = []
+
+    def failing() -> Iterator[Sample]:
+        for position, sample in enumerate(samples_of(rows)):
+            taken.append(position)
+            if position == 20:
+                raise UserError("sample 20 cannot be read")
+            yield sample
+
+    threads = threading.active_count()
+    with pytest.raises(UserError, match="sample 20 cannot be read"):
+        for _ in engine.infer(engine.compile(models.linear(WEIGHTS), Engine()), failing()):
+            pass
+    assert taken[-1] == 20
+    assert threading.active_count() == threads
+
+
+@pytest.mark.timeout(60)
+def test_an_error_in_the_callers_loop_leaves_the_model_usable(rows: np.ndarray) -> None:
+    compiled = engine.compile(models.linear(WEIGHTS), Engine())
+
+    def stop() -> None:
+        for position, _ in enumerate(engine.infer(compiled, samples_of(rows))):
+            if position == 3:
+                raise KeyError("mine")
+
+    with pytest.raises(KeyError, match="mine"):
+        stop()
+    assert sum(1 for _ in engine.infer(compiled, samples_of(rows))) == len(rows)
+
+
+def test_no_samples_give_no_outputs() -> None:
+    assert list(engine.infer(engine.compile(models.linear(WEIGHTS), Engine()), [])) == []
+
+
+def test_an_unknown_device_is_named_with_those_that_exist() -> None:
+    with pytest.raises(UserError, match=r"engine\.device is 'TPU', but the devices here are: .*CPU"):
+        engine.compile(models.linear(WEIGHTS), Engine(device="TPU"))
+
+
+# ------------------------------------------------------------------------------------------------ metrics of models
+
+
+class Largest(Metric):
+    """Counts how often it is asked."""
+
+    asked = 0
+
+    def per_sample(self, outputs: Sequence[np.ndarray], target: Any) -> float:
+        self.asked += 1
+        return float(outputs[0].max())
+
+
+def test_metrics_of_two_models_on_samples_loaded_once(rows: np.ndarray) -> None:
+    loaded = 0
+
+    def counted() -> Iterator[Sample]:
+        nonlocal loaded
+        for sample in samples_of(rows):
+            loaded += 1
+            yield sample
+
+    compiled = {name: engine.compile(models.linear(WEIGHTS * scale), Engine()) for name, scale in (("int8", 1.5), ("fp32", 1.0))}
+    metric = Largest()
+    values = engine.evaluate_metrics(compiled, counted(), {"largest": metric})
+    assert list(values) == ["int8", "fp32"]
+    np.testing.assert_allclose(values["fp32"]["largest"], (rows @ WEIGHTS).max(axis=1, keepdims=True), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(values["int8"]["largest"], 1.5 * values["fp32"]["largest"], rtol=1e-4, atol=1e-5)
+    assert loaded == len(rows)
+    assert metric.asked == 2 * len(rows)
+
+
+def test_a_reference_metric_sees_the_fp32_outputs_of_the_same_sample(rows: np.ndarray) -> None:
+    noise = np.random.default_rng(3).normal(size=WEIGHTS.shape).astype(np.float32) / 10
+    metric = ReferenceError("relative")
+    model = models.linear(WEIGHTS)
+    metric.bind(model)
+    compiled = {"int8": engine.compile(models.linear(WEIGHTS + noise), Engine()), "fp32": engine.compile(model, Engine())}
+    values = engine.evaluate_metrics(compiled, samples_of(rows), {"error": metric})
+    expected = np.linalg.norm(rows @ noise, axis=1) / np.linalg.norm(rows @ WEIGHTS, axis=1)
+    np.testing.assert_allclose(values["int8"]["error"][:, 0], expected, rtol=1e-3)
+    np.testing.assert_array_equal(values["fp32"]["error"], 0.0)
+
+
+def test_labels_and_references_together(rows: np.ndarray) -> None:
+    model = models.linear(WEIGHTS)
+    best = (rows @ WEIGHTS).argmax(axis=1)
+    targets = [int(label) if i % 4 else int((label + 1) % 5) for i, label in enumerate(best)]
+    metrics: dict[str, Metric] = {"accuracy": Accuracy(), "error": ReferenceError()}
+    for metric in metrics.values():
+        metric.bind(model)
+    values = engine.evaluate_metrics({"fp32": engine.compile(model, Engine())}, samples_of(rows, targets), metrics)["fp32"]
+    assert metrics["accuracy"].value(values["accuracy"]) == 1 - len(rows[::4]) / len(rows)
+    assert metrics["error"].value(values["error"]) == 0
+
+
+class Broken(Metric):
+    """Gives what it is told for the third sample."""
+
+    def __init__(self, wrong: Any) -> None:
+        self.wrong = wrong
+        self.seen = 0
+
+    def per_sample(self, outputs: Sequence[np.ndarray], target: Any) -> Any:
+        self.seen += 1
+        return self.wrong if self.seen == 3 else 0.5
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        (float("nan"), r"metric mine is not a finite number \(nan\) for sample 2"),
+        (np.array([1.0, np.inf]), r"metric mine is not a finite number \(inf\) for sample 2"),
+        (np.array([1.0, 2.0]), "metric mine gives arrays of different shapes"),
+    ],
+)
+def test_what_a_metric_must_not_return(rows: np.ndarray, wrong: Any, message: str) -> None:
+    compiled = {"fp32": engine.compile(models.linear(WEIGHTS), Engine())}
+    with pytest.raises(UserError, match=message):
+        engine.evaluate_metrics(compiled, samples_of(rows[:5]), {"mine": Broken(wrong)})
+
+
+def test_no_samples_to_evaluate() -> None:
+    compiled = {"fp32": engine.compile(models.linear(WEIGHTS), Engine())}
+    with pytest.raises(UserError, match="no samples to evaluate"):
+        engine.evaluate_metrics(compiled, [], {"largest": Largest()})
+
+
+def test_a_reference_metric_needs_the_reference() -> None:
+    compiled = {"int8": engine.compile(models.linear(WEIGHTS), Engine())}
+    with pytest.raises(ValueError, match="'fp32', which is not among the models"):
+        engine.evaluate_metrics(compiled, [], {"error": ReferenceError()})
+
+
+@pytest.mark.parametrize("precision", ["f32", "default"])
+def test_results_do_not_depend_on_the_number_of_requests(rows: np.ndarray, precision: str) -> None:
+    def run(requests: int) -> list[bytes]:
+        compiled = engine.compile(models.linear(WEIGHTS), Engine(requests=requests), precision)
+        return [output[0].tobytes() for output in engine.infer(compiled, samples_of(rows))]
+
+    assert run(1) == run(8)
+
+
+def test_last_line_finds_the_reason() -> None:
+    error = RuntimeError("Exception from src/a.cpp:1:\nCheck 'x' failed at src/b.cpp:2:\nthe reason\n\n---\n")
+    assert engine.last_line(error) == "the reason"
+    assert engine.last_line(RuntimeError("")) == "RuntimeError"

@@ -1,0 +1,347 @@
+"""Metrics against numbers worked out by hand or in another way."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import openvino as ov
+import pytest
+from openvino import opset13 as operations
+
+from stages.errors import UserError
+from stages.runtime.ctc import CtcDecoder, edit_distance
+from stages.runtime.metrics import Accuracy, CharacterAccuracy, ExactMatch, MeanIoU, Metric, OutputMetric, ReferenceError, find_output
+from tests.runtime import models
+
+
+def bound(metric: Metric, *shape: int, dtype: type = np.float32) -> Any:
+    """The metric for a model whose output is of this shape."""
+    metric.bind(models.identity(*shape, dtype=dtype))
+    return metric
+
+
+def rows_of(metric: Metric, outputs: np.ndarray, targets: Any) -> np.ndarray:
+    rows = [np.atleast_1d(metric.per_sample([output], target)) for output, target in zip(outputs, targets, strict=True)]
+    return np.stack(rows).astype(np.float64)
+
+
+# ------------------------------------------------------------------------------------------------ accuracy
+
+
+@pytest.mark.parametrize("top_k", [1, 2, 5])
+@pytest.mark.parametrize("shape", [(1, 7), (1, 7, 1, 1), (1, 1, 7)])
+def test_accuracy_is_the_share_among_the_highest(top_k: int, shape: tuple[int, ...]) -> None:
+    generator = np.random.default_rng(top_k)
+    scores = generator.normal(size=(200, *shape)).astype(np.float32)
+    targets = [int(label) for label in generator.integers(0, 7, 200)]
+    metric = bound(Accuracy(top_k), *shape)
+    best = np.argsort(scores.reshape(200, 7), axis=1)[:, -top_k:]
+    expected = np.mean([target in row for target, row in zip(targets, best, strict=True)])
+    rows = rows_of(metric, scores, targets)
+    assert metric.value(rows) == pytest.approx(expected, abs=1e-12)
+    np.testing.assert_array_equal(metric.score(rows), rows[:, 0])
+
+
+def test_ties_do_not_count_as_recognised() -> None:
+    metric = bound(Accuracy(1), 1, 4)
+    assert metric.per_sample([np.zeros((1, 4), np.float32)], 0) == 0
+    assert metric.per_sample([np.array([[0, 1, 1, 0]], np.float32)], 1) == 0
+    assert bound(Accuracy(2), 1, 4).per_sample([np.array([[0, 1, 1, 0]], np.float32)], 1) == 1
+
+
+@pytest.mark.parametrize(
+    ("target", "message"),
+    [
+        (7, r"label 7 is out of range: the model has 7 classes, 0 to 6"),
+        (-1, r"label -1 is out of range"),
+        (None, r"needs a class index as label, not an unlabelled sample"),
+        ("cat", r"needs a class index as label, not str 'cat'"),
+        (1.0, r"needs a class index as label, not float 1\.0"),
+        (True, r"not bool True"),
+        (np.zeros(3), r"not an array of float64 \[3\]"),
+    ],
+)
+def test_labels_that_are_no_class(target: Any, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        bound(Accuracy(), 1, 7).check(target)
+
+
+def test_labels_that_are_classes() -> None:
+    for label in (0, 6, np.int64(3), np.uint8(1)):
+        bound(Accuracy(), 1, 7).check(label)
+    bound(Accuracy(), 1, -1).check(10**6)  # the number of classes is not known
+
+
+@pytest.mark.parametrize("shape", [(1, 3, 4), (1, 1), (1,)])
+def test_outputs_that_are_no_scores(shape: tuple[int, ...]) -> None:
+    with pytest.raises(UserError, match=r"Accuracy: output 0 has shape"):
+        bound(Accuracy(), *shape)
+
+
+def test_top_k_must_leave_something_out() -> None:
+    with pytest.raises(UserError, match="top_k is 7, but the model has 7 classes"):
+        bound(Accuracy(7), 1, 7)
+    with pytest.raises(UserError, match="top_k is 0"):
+        Accuracy(0)
+
+
+def test_a_score_that_is_not_a_number_is_not_hidden() -> None:
+    assert np.isnan(bound(Accuracy(), 1, 3).per_sample([np.array([[5, np.nan, 1]], np.float32)], 0))
+
+
+# ------------------------------------------------------------------------------------------------ text
+
+
+def recogniser(characters: str, classes: int, steps: int = 6) -> ov.Model:
+    model = models.identity(1, steps, classes)
+    model.set_rt_info("\n".join(characters), ["framework", "character"])
+    return model
+
+
+def scores(path: list[int], classes: int) -> np.ndarray:
+    """Output [1, T, C] whose best classes are `path`."""
+    noise = np.random.default_rng(0).uniform(0, 0.5, (1, len(path), classes)).astype(np.float32)
+    noise[0, np.arange(len(path)), path] += 0.6
+    return noise
+
+
+@pytest.mark.parametrize(
+    ("path", "text"),
+    [
+        ([0, 1, 1, 0, 2, 0], "ab"),
+        ([1, 1, 1, 1, 1, 1], "a"),
+        ([1, 0, 1, 1, 0, 1], "aaa"),  # only a blank separates equal characters
+        ([0, 0, 0, 0, 0, 0], ""),
+        ([1, 2, 1, 2, 3, 4], "ababc "),  # 4 is the space that PaddleOCR adds
+    ],
+)
+def test_ctc_collapses_repeats_and_drops_blanks(path: list[int], text: str) -> None:
+    metric = ExactMatch()
+    metric.bind(recogniser("abc", 5))
+    assert metric.decoder(scores(path, 5)) == text
+
+
+def test_ctc_equals_the_definition_on_all_short_paths() -> None:
+    decoder = CtcDecoder(["", "a", "b"], blank=0)
+    for path in itertools.product(range(3), repeat=5):
+        collapsed = [index for index, _ in itertools.groupby(path)]
+        assert decoder(scores(list(path), 3)) == "".join(["", "a", "b"][index] for index in collapsed)
+
+
+@pytest.mark.parametrize("layout", [(0, 1, 2), (1, 0, 2), (0, 2, 1)])
+def test_ctc_finds_the_classes_in_any_layout(layout: tuple[int, int, int]) -> None:
+    decoder = CtcDecoder(["", "a", "b", "c"], blank=0)
+    assert decoder(scores([1, 0, 3, 3, 2, 2], 4).transpose(layout)) == "acb"
+
+
+def test_the_blank_may_be_the_last_class() -> None:
+    metric = ExactMatch(blank=-1)
+    metric.bind(recogniser("abc", 4))
+    assert metric.decoder(scores([0, 3, 0, 1, 2, 3], 4)) == "aabc"
+
+
+def test_characters_from_a_file(tmp_path: Path) -> None:
+    (tmp_path / "characters.txt").write_text("ä\nß\n", encoding="utf-8")
+    metric = ExactMatch(characters=str(tmp_path / "characters.txt"))
+    metric.bind(models.identity(1, 4, 3))
+    assert metric.decoder(scores([1, 0, 2, 2], 3)) == "äß"
+
+
+def test_characters_that_do_not_fit() -> None:
+    with pytest.raises(UserError, match=r"3 characters do not fit an output of shape \[1, 6, 9\]"):
+        ExactMatch().bind(recogniser("abc", 9))
+    with pytest.raises(UserError, match="the model does not tell its characters"):
+        ExactMatch().bind(models.identity(1, 6, 5))
+    with pytest.raises(UserError, match=r"cannot read the characters file nowhere\.txt"):
+        ExactMatch(characters="nowhere.txt").bind(models.identity(1, 6, 5))
+
+
+@pytest.mark.parametrize(("ignore_space", "expected"), [(False, [0, 0, 1]), (True, [1, 0, 1])])
+def test_exact_match(ignore_space: bool, expected: list[int]) -> None:
+    metric = ExactMatch(ignore_space=ignore_space)
+    metric.bind(recogniser("abc", 5))
+    outputs = [scores(path, 5) for path in ([4, 1, 0, 2, 3, 4], [0, 1, 2, 0, 0, 0], [1, 0, 2, 0, 3, 3])]  # " abc ", "ab", "abc"
+    rows = rows_of(metric, np.stack(outputs), ["abc"] * 3)
+    np.testing.assert_array_equal(rows[:, 0], expected)
+
+
+def test_character_accuracy_counts_edits_over_all_characters() -> None:
+    metric = CharacterAccuracy()
+    metric.bind(recogniser("abc", 5))
+    outputs = np.stack([scores([1, 0, 2, 0, 3, 0], 5), scores([1, 0, 0, 0, 0, 0], 5)])  # "abc", "a"
+    rows = rows_of(metric, outputs, ["abc", "cab" * 3])
+    np.testing.assert_array_equal(rows, [[0, 3], [8, 9]])
+    assert metric.value(rows) == pytest.approx(1 - 8 / 12)
+    np.testing.assert_allclose(metric.score(rows), [1, 1 / 9])
+
+
+@pytest.mark.parametrize("metric", [ExactMatch(), CharacterAccuracy()])
+def test_scores_that_are_not_numbers_are_not_hidden(metric: ExactMatch) -> None:
+    metric.bind(recogniser("abc", 5))
+    output = scores([1, 0, 2, 0, 3, 0], 5)
+    output[0, 2, 2] = np.nan
+    assert np.isnan(metric.per_sample([output], "abc")).any()
+
+
+@pytest.mark.parametrize("target", [None, 3, "", "  "])
+def test_labels_that_are_no_text(target: Any) -> None:
+    with pytest.raises(UserError, match="ExactMatch needs the text as label"):
+        ExactMatch().check(target)
+
+
+@pytest.mark.parametrize(
+    ("read", "target", "edits"),
+    [("", "", 0), ("abc", "abc", 0), ("", "abc", 3), ("abc", "", 3), ("kitten", "sitting", 3), ("ab", "ba", 2), ("flaw", "lawn", 2)],
+)
+def test_edit_distance(read: str, target: str, edits: int) -> None:
+    assert edit_distance(read, target) == edits
+    assert edit_distance(target, read) == edits
+
+
+# ------------------------------------------------------------------------------------------------ segmentation
+
+
+def mean_iou(found: np.ndarray, labels: np.ndarray, classes: int, ignore: int | None) -> float:
+    """By the definition, pixel by pixel."""
+    shares = []
+    for kind in range(classes):
+        pairs = [(f, t) for f, t in zip(found.ravel(), labels.ravel(), strict=True) if t != ignore]
+        union = sum(f == kind or t == kind for f, t in pairs)
+        if union:
+            shares.append(sum(f == kind and t == kind for f, t in pairs) / union)
+    return float(np.mean(shares))
+
+
+@pytest.mark.parametrize("ignore", [None, 255])
+@pytest.mark.parametrize("axis", [1, -1])
+def test_mean_iou_over_all_samples(ignore: int | None, axis: int) -> None:
+    generator = np.random.default_rng(1)
+    scores = generator.normal(size=(12, 1, 5, 6, 7)).astype(np.float32)
+    labels = generator.integers(0, 4, (12, 6, 7))  # class 4 is found, but never right
+    if ignore is not None:
+        labels[generator.random(labels.shape) < 0.2] = ignore
+    outputs = np.moveaxis(scores, 2, -1) if axis == -1 else scores
+    metric = bound(MeanIoU(ignore_label=ignore, class_axis=axis), *outputs.shape[1:])
+    for label in labels:
+        metric.check(label)
+    rows = rows_of(metric, outputs, labels)
+    found = scores.argmax(axis=2)[:, 0]
+    assert metric.value(rows) == pytest.approx(mean_iou(found, labels, 5, ignore))
+    np.testing.assert_allclose(metric.score(rows), [mean_iou(f, t, 5, ignore) for f, t in zip(found, labels, strict=True)])
+
+
+def test_mean_iou_of_a_class_map() -> None:
+    metric = bound(MeanIoU(classes=3), 1, 2, 2, dtype=np.int64)
+    rows = rows_of(metric, np.array([[[[0, 1], [2, 9]]]]), np.array([[[0, 1], [1, 2]]]))
+    assert metric.value(rows) == pytest.approx((1 / 1 + 1 / 2 + 0 / 2) / 3)
+
+
+def test_nothing_but_ignored_pixels_is_nothing_wrong() -> None:
+    metric = bound(MeanIoU(ignore_label=9), 1, 2, 1, 1)
+    rows = rows_of(metric, np.zeros((1, 1, 2, 1, 1), np.float32), np.array([[[9]]]))
+    assert metric.value(rows) == 1
+
+
+@pytest.mark.parametrize(
+    ("target", "message"),
+    [
+        (np.full((4, 4), 3), r"label 3 is out of range: MeanIoU has 3 classes, 0 to 2"),
+        (np.full((4, 4), -2), r"label -2 is out of range"),
+        (np.zeros((4, 5), int), r"the label map is \[4, 5\], but the model's output is \[4, 4\]"),
+        (np.zeros((4, 4)), r"needs a map of class indices as label, not an array of float64 \[4, 4\]"),
+        (2, r"needs a map of class indices as label, not int 2"),
+        (None, r"not an unlabelled sample"),
+    ],
+)
+def test_labels_that_are_no_class_map(target: Any, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        bound(MeanIoU(), 1, 3, 4, 4).check(target)
+
+
+def test_models_that_do_not_segment() -> None:
+    with pytest.raises(UserError, match=r"class_axis 4 does not exist in output 0 of shape \[1, 3, 4, 4\]"):
+        bound(MeanIoU(class_axis=4), 1, 3, 4, 4)
+    with pytest.raises(UserError, match=r"classes is 4, but output 0 .* has 3"):
+        bound(MeanIoU(classes=4), 1, 3, 4, 4)
+    with pytest.raises(UserError, match="give the number of classes"):
+        bound(MeanIoU(), 1, 4, 4, dtype=np.int64)
+
+
+# ------------------------------------------------------------------------------------------------ error against FP32
+
+
+def test_reference_error_relative() -> None:
+    metric = bound(ReferenceError(), 1, 3)
+    reference, output = np.array([[3, 4, 0]], np.float32), np.array([[3, 4, 1]], np.float32)
+    assert metric.per_sample([output], [reference]) == pytest.approx(1 / 5)
+    assert metric.per_sample([reference], [reference]) == 0
+    assert metric.per_sample([output], [np.zeros((1, 3), np.float32)]) == pytest.approx(26**0.5)
+    assert not metric.higher_is_better
+    assert metric.uses_reference
+    np.testing.assert_array_equal(metric.score(np.array([[0.2], [0.0]])), [-0.2, 0])
+
+
+def test_reference_error_mean_squared() -> None:
+    metric = bound(ReferenceError("mean_squared"), 1, 3)
+    assert metric.per_sample([np.array([[1, 2, 3]], np.uint8)], [np.array([[2, 2, 5]], np.uint8)]) == pytest.approx(5 / 3)
+
+
+def two_outputs() -> ov.Model:
+    x = operations.parameter([1, 2], np.float32, name="x")
+    first, second = operations.relu(x), operations.negative(x)
+    first.set_friendly_name("first")
+    second.set_friendly_name("second")
+    return models.named(ov.Model([first, second], [x]))
+
+
+def test_reference_error_of_several_outputs_is_their_mean() -> None:
+    outputs = [np.array([[1, 0]], np.float32), np.array([[0, 3]], np.float32)]
+    reference = [np.array([[2, 0]], np.float32), np.array([[0, 4]], np.float32)]
+    metric = ReferenceError()
+    metric.bind(two_outputs())
+    assert metric.per_sample(outputs, reference) == pytest.approx((1 / 2 + 1 / 4) / 2)
+    metric = ReferenceError(output="second")
+    metric.bind(two_outputs())
+    assert metric.per_sample(outputs, reference) == pytest.approx(1 / 4)
+
+
+def test_reference_error_of_another_shape() -> None:
+    with pytest.raises(UserError, match=r"shape \[1, 2\] differs from FP32's \[1, 3\]"):
+        bound(ReferenceError(), 1, 3).per_sample([np.zeros((1, 2))], [np.zeros((1, 3))])
+    with pytest.raises(UserError, match="kind is 'l1', but must be relative or mean_squared"):
+        ReferenceError("l1")
+
+
+# ------------------------------------------------------------------------------------------------ common
+
+
+@pytest.mark.parametrize(("output", "index"), [(0, 0), (1, 1), (-1, 1), ("first", 0), ("second", 1)])
+def test_outputs_by_index_and_name(output: str | int, index: int) -> None:
+    assert find_output(two_outputs(), output) == index
+
+
+@pytest.mark.parametrize("output", [2, -3, "third"])
+def test_outputs_that_do_not_exist(output: str | int) -> None:
+    with pytest.raises(UserError, match=r"the model has no output .*; its outputs are: first, second"):
+        find_output(two_outputs(), output)
+
+
+def test_a_metric_of_ones_own_needs_per_sample_only() -> None:
+    class Mine(Metric):
+        higher_is_better = False
+
+        def per_sample(self, outputs: Any, target: Any) -> float:
+            return float(outputs[0].sum() - target)
+
+    rows = rows_of(bound(Mine(), 1, 2), np.array([[[1, 2]], [[3, 4]]], np.float32), [1, 2])
+    assert Mine().value(rows) == 3.5
+    np.testing.assert_array_equal(Mine().score(rows), [-2, -5])
+
+
+def test_an_output_of_unknown_rank_cannot_be_judged() -> None:
+    x = operations.parameter(ov.PartialShape.dynamic(), np.float32, name="x")
+    with pytest.raises(UserError, match="rank of the model's output 0 is not known"):
+        OutputMetric().bind(ov.Model([operations.relu(x)], [x]))
