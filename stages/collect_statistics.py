@@ -22,10 +22,11 @@ def main(config: Config) -> dict[str, Any]:
     import openvino as ov
 
     from stages.progress import progress
+    from stages.quantization.collection import collect
     from stages.quantization.graph import read_graph
     from stages.quantization.points import statistics_points
     from stages.quantization.schemes import read_target
-    from stages.quantization.statistics import collect, save
+    from stages.quantization.statistics import save
     from stages.runtime import engine
     from stages.samples import calibration_samples
 

@@ -17,7 +17,7 @@ import yaml
 from stages import artifacts, targets
 from stages.errors import ConfigError, UserError
 from stages.schema import Config, RangeEstimator
-from stages.validation import QUANTILE_TYPES, checked, typed
+from stages.validation import checked, typed
 from stages.wording import nearest, unknown
 
 CONF = Path("conf")
@@ -70,17 +70,20 @@ def completed(config: Config) -> Config:
     """The configuration with everything that follows from it filled in, so that stages depend on what they use.
 
     The probabilities of quantile estimators become part of `collect_statistics`: statistics then do not depend on the
-    estimators themselves. The primary metric gets its name, because DVC does not see the order of keys.
+    estimators themselves. Quantiles per channel, which take a third more time, are only stored
+    where an estimator asks. The primary metric gets its name, because DVC does not see the order of keys.
     """
     quantization = config.quantization
     estimators = [quantization.activations.range_estimator or RangeEstimator(), quantization.range_estimator]
-    wanted = {border.outlier_prob for estimator in estimators for border in (estimator.min, estimator.max) if border.outlier_prob is not None}
-    quantile = any(estimator.preset == "quantile" or border.type in QUANTILE_TYPES for estimator in estimators for border in (estimator.min, estimator.max))
+    borders = [border for estimator in estimators for border in (estimator.min, estimator.max)]
+    wanted = {border.outlier_prob for border in borders if border.outlier_prob is not None}
+    if any(estimator.preset == "quantile" for estimator in estimators):
+        wanted.add(DEFAULT_OUTLIER_PROB)
     given = config.collect_statistics
     statistics = dataclasses.replace(
         given,
         outlier_probs=sorted({DEFAULT_OUTLIER_PROB, *given.outlier_probs, *wanted}),
-        channel_outlier_probs=sorted({*given.channel_outlier_probs, *wanted, *([DEFAULT_OUTLIER_PROB] if quantile else [])}),
+        channel_outlier_probs=sorted({*given.channel_outlier_probs, *wanted}),
         perchannel=given.perchannel or quantization.activations.granularity == "perchannel",
     )
     return dataclasses.replace(

@@ -5,13 +5,19 @@ Every sample is read once and checked: against the model's inputs, and its targe
 
 from __future__ import annotations
 
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from stages import artifacts
 from stages.config import create
 from stages.errors import UserError
 from stages.schema import Config
 from stages.stage import run
+
+if TYPE_CHECKING:
+    import openvino as ov
+
+    from stages.runtime.metrics import Metric
 
 NAME = "prepare"
 
@@ -23,62 +29,82 @@ def main(config: Config) -> dict[str, Any]:
     from stages import samples as sets
     from stages.progress import progress
     from stages.runtime import sources
-    from stages.runtime.datasets import Identity, Sample, identity, model_inputs
-    from stages.runtime.metrics import Metric
+    from stages.runtime.datasets import identity, model_inputs
 
     source = sources.locate(config.model)
     model = sources.read(source, config.model.input_shape)
     inputs = model_inputs(model)
-    metrics: list[Metric] = []
-    for name, section in config.metric.items():
-        metric = create(section, f"metric.{name}")
-        if not isinstance(metric, Metric):
-            raise UserError(f"metric.{name}: {type(metric).__name__} is not derived from stages.runtime.metrics.Metric")
-        metric.bind(model)
-        metrics.append(metric)
-
-    def check_target(sample: Sample) -> None:
-        for metric in metrics:
-            if not metric.uses_reference:
-                try:
-                    metric.check(sample.target)
-                except UserError as error:
-                    raise UserError(f"{sample.label}: {error}") from error
+    metrics = _metrics(config, model)
 
     calibration, validation = sets.choose(config, inputs)
-    seen: dict[str, list[Identity]] = {}
-    for samples in (calibration, validation):
-        seen[samples.name] = []
-        for sample in progress(samples, f"{NAME}: {samples.name}", total=len(samples)):
-            if samples is validation:
-                check_target(sample)
-            seen[samples.name].append(identity(sample))
-    known = {own.inputs for own in seen[calibration.name]}
-    shared = sum(own.inputs in known for own in seen[validation.name])
+    calibrating = [identity(sample) for sample in progress(calibration, f"{NAME}: calibration", len(calibration))]
+    validating = []
+    for sample in progress(validation, f"{NAME}: validation", len(validation)):
+        _check_target(metrics, sample.target, sample.label)
+        validating.append(identity(sample))
+    known = {own.inputs for own in calibrating}
+    shared = sum(own.inputs in known for own in validating)
     if shared and not config.data.allow_overlap:
         raise UserError(
             f"{shared} of {len(validation)} validation samples are also calibration samples, which makes the accuracy look better "
             "than it is: use other samples, or set data.allow_overlap"
         )
 
+    described_model = {
+        "name": config.model.name,
+        "source": source.origin,
+        "sha256": source.sha256,
+        "framework": source.framework,
+        "files": source.files,
+        "inputs": [entry.to_json() for entry in inputs],
+        "outputs": sources.describe_outputs(model),
+    }
+    described_data = {
+        "calibration": sets.describe(calibration, calibrating),
+        "validation": sets.describe(validation, validating),
+        "shared": shared,
+    }
     with artifacts.writing(artifacts.folder(NAME)) as folder:
         # Unlike ov.serialize, this leaves out a record of fused names, which holds the numbers of this process.
         ov.save_model(model, folder / "model.xml", compress_to_fp16=False)
-        artifacts.write_json(
-            folder / "model.json",
-            {
-                "name": config.model.name,
-                "source": source.origin,
-                "sha256": source.sha256,
-                "framework": source.framework,
-                "files": source.files,
-                "inputs": [entry.to_json() for entry in inputs],
-                "outputs": sources.describe_outputs(model),
-            },
-        )
-        described = {samples.name: sets.describe(samples, seen[samples.name]) for samples in (calibration, validation)}
-        artifacts.write_json(folder / "dataset.json", {**described, "shared": shared})
-    return {"operations": len(model.get_ops()), "calibration": len(calibration), "validation": len(validation)}
+        artifacts.write_json(folder / "model.json", described_model)
+        artifacts.write_json(folder / "dataset.json", described_data)
+    counts = {"operations": len(model.get_ops()), "calibration": len(calibration), "validation": len(validation)}
+    return {**counts, "files": [_seen(path) for path in _local_files(config)]}
+
+
+def _local_files(config: Config) -> list[Path]:
+    """The user's own model and data files, which DVC watches only when they are listed in dvc.yaml; `track` looks at them."""
+    given = [config.model.path, config.data.calibration.get("path"), (config.data.validation or {}).get("path")]
+    return sorted({Path(path) for path in given if isinstance(path, str) and Path(path).is_file()})
+
+
+def _seen(path: Path) -> dict[str, Any]:
+    status = path.stat()
+    return {"path": str(path), "size": status.st_size, "mtime_ns": status.st_mtime_ns, "sha256": artifacts.file_sha256(path)}
+
+
+def _metrics(config: Config, model: ov.Model) -> list[Metric]:
+    """The configured metrics, bound to the model."""
+    from stages.runtime.metrics import Metric
+
+    metrics = []
+    for name, section in config.metric.items():
+        metric = create(section, f"metric.{name}")
+        if not isinstance(metric, Metric):
+            raise UserError(f"metric.{name}: {type(metric).__name__} is not derived from stages.runtime.metrics.Metric")
+        metric.bind(model)
+        metrics.append(metric)
+    return metrics
+
+
+def _check_target(metrics: list[Metric], target: Any, label: str) -> None:
+    for metric in metrics:
+        if not metric.uses_reference:
+            try:
+                metric.check(target)
+            except UserError as error:
+                raise UserError(f"{label}: {error}") from error
 
 
 if __name__ == "__main__":

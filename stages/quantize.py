@@ -30,7 +30,9 @@ def main(config: Config) -> dict[str, Any]:
     quantized, solved = build(model, statistics, plan, pot_compatible=config.quantization.pot_compatible)
     with artifacts.writing(artifacts.folder(NAME)) as folder:
         save_model(quantized, folder)
-        artifacts.write_json(folder / "quantizers.json", quantizers_json(plan, solved, config.quantization.preset, config.target_device.name))
+        artifacts.write_json(
+            folder / "quantizers.json", quantizers_json(plan, solved, config.quantization.preset, config.target_device.name)
+        )
     return {"quantizers": len(plan.quantizers)}
 
 

@@ -149,6 +149,7 @@ def _log(config: Config, uri: str, key: str) -> tuple[Run, bool]:
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
     from mlflow.exceptions import MlflowException
     from mlflow.tracking import MlflowClient
+    from sqlalchemy.exc import SQLAlchemyError  # comes with MLflow, which lets it through where a database is damaged
 
     for name in ("alembic", "mlflow"):  # they tell every step of making an SQLite file
         logging.getLogger(name).setLevel(logging.WARNING)
@@ -162,7 +163,7 @@ def _log(config: Config, uri: str, key: str) -> tuple[Run, bool]:
             if run.info.status == "RUNNING":  # its process was killed
                 client.set_terminated(run.info.run_id, "KILLED")
         return _log_run(client, config, experiment_id, key), True
-    except (MlflowException, ImportError, PermissionError) as error:  # ImportError: a database driver or storage client is missing
+    except (MlflowException, SQLAlchemyError, ImportError, PermissionError) as error:  # ImportError: a driver is missing
         raise UserError(f"MLflow at {without_password(uri)}: {without_password(str(error).splitlines()[0])}") from error
 
 

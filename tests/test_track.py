@@ -246,6 +246,15 @@ def test_a_server_that_does_not_answer_is_one_line_within_seconds(workspace: Pat
     assert "exact_match" in done.stdout  # the result is told first
 
 
+def test_a_store_that_is_no_database_is_one_line(workspace: Path) -> None:
+    (workspace / "mlflow.db").write_text("not a database")
+    done = run_stage(workspace)
+    assert done.returncode == 1
+    assert done.stderr.startswith(f"track: error: MLflow at sqlite:///{workspace}/mlflow.db: ")
+    assert "file is not a database" in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
 def test_a_deleted_experiment_is_one_line(workspace: Path) -> None:
     from mlflow.tracking import MlflowClient
 

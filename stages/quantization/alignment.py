@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stages.errors import UserError
-from stages.quantization.graph import CONVOLUTIONS, Graph, Node, bias_add, constant_value
+from stages.quantization.graph import CONVOLUTIONS, Graph, Node, bias_add, constant_value, is_padded
 from stages.quantization.plan import Plan, TensorName
 from stages.quantization.statistics import Statistics
 from stages.quantization.tails import tail_quantile
@@ -62,8 +62,7 @@ def aligned_tensor(second: Node) -> TensorName:
 def _is_exact_under_shift(node: Node) -> bool:
     """Whether a shift of the input moves every output alike: no padding. POT also asks for stride and dilation 1."""
     attributes = node.attributes()
-    padded = any([*attributes["pads_begin"], *attributes["pads_end"]]) or attributes.get("auto_pad", "explicit") not in ("explicit", "valid")
-    return not padded and all(value == 1 for value in [*attributes["strides"], *attributes["dilations"]])
+    return not is_padded(node) and all(value == 1 for value in [*attributes["strides"], *attributes["dilations"]])
 
 
 def _feeding_layer(second: Node) -> Node | None:

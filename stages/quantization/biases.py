@@ -7,6 +7,7 @@ weighted by the share of output positions at which it falls inside the input (po
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,14 +35,12 @@ def mean_output(layout: Layout, weights: NDArray[np.floating], mean_input: Array
 
     weights: [O, I/G, kernel...]. input_shape: of the data input, [N, I, spatial...] for convolutions.
     """
-    shares = tap_shares(layout.node, layout.kernel, input_shape)
-    summed = weights.astype(np.float64)
-    for share in reversed(shares):
-        summed = summed @ share
-    if layout.groups == 1:
-        return summed @ mean_input
-    grouped = summed.reshape(layout.groups, -1, summed.shape[1])
-    return np.einsum("goi,gi->go", grouped, mean_input.reshape(layout.groups, -1)).reshape(-1)
+    taps = np.ones(1)
+    for share in tap_shares(layout.node, layout.kernel, input_shape):
+        taps = np.multiply.outer(taps, share).reshape(-1)
+    values = np.multiply.outer(mean_input, taps).reshape(layout.groups, -1)
+    # Not a matrix product: BLAS would spread this little work over threads and let them spin.
+    return np.einsum("goj,gj->go", weights.reshape(layout.groups, -1, values.shape[1]), values).reshape(-1)
 
 
 def tap_shares(node: Node, kernel: tuple[int, ...], input_shape: tuple[int, ...]) -> list[Array]:
@@ -59,7 +58,7 @@ def tap_shares(node: Node, kernel: tuple[int, ...], input_shape: tuple[int, ...]
     return shares
 
 
-def _padding(attributes: dict, axis: int, length: int, size: int, stride: int, dilation: int) -> tuple[int, int]:  # type: ignore[type-arg]
+def _padding(attributes: dict[str, Any], axis: int, length: int, size: int, stride: int, dilation: int) -> tuple[int, int]:
     mode = attributes.get("auto_pad", "explicit")
     if mode == "valid":
         return 0, 0
@@ -69,9 +68,7 @@ def _padding(attributes: dict, axis: int, length: int, size: int, stride: int, d
     return attributes["pads_begin"][axis], attributes["pads_end"][axis]
 
 
-def decide(
-    node: Node, bias: Array | None, corrected: Array, threshold: float, correct_zero_biases: bool
-) -> Correction:
+def decide(node: Node, bias: Array | None, corrected: Array, threshold: float, correct_zero_biases: bool) -> Correction:
     """Accept or refuse a new bias [C]. bias: the old one, None for a layer without.
 
     Refused when an element changes by `threshold` times its old value or more. Elements that are zero have no such
@@ -84,5 +81,7 @@ def decide(
         return Correction(node.name, node.type, reason="no bias" if bias is None else "the bias has zero elements")
     relative = float(np.max(shift[~zero] / np.abs(old[~zero]))) if not np.all(zero) else None
     if relative is not None and relative >= threshold:
-        return Correction(node.name, node.type, reason=f"a bias element would change by {relative:.3g} times its value (threshold {threshold:g})")
+        return Correction(
+            node.name, node.type, reason=f"a bias element would change by {relative:.3g} times its value (threshold {threshold:g})"
+        )
     return Correction(node.name, node.type, corrected, float(np.max(shift)), relative)

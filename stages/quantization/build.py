@@ -12,7 +12,7 @@ from openvino import opset13 as op
 from openvino._offline_transformations import compress_quantize_weights_transformation
 
 from stages import schema
-from stages.quantization.graph import Edge, Graph, Node, bias_add, bias_constant_port, constant_value, output_channel_axis, read_graph
+from stages.quantization.graph import Graph, Node, bias_add, bias_constant_port, constant_value, output_channel_axis, read_graph
 from stages.quantization.plan import Plan, Quantizer, plan_to_json
 from stages.quantization.schemes import WEIGHTS
 from stages.quantization.solve import Solved, range_shape, solve
@@ -30,112 +30,103 @@ def build(
     clone = model.clone()
     graph = read_graph(clone)
     solved = solve(graph, statistics, plan, bias_correction, pot_compatible)
-    for name, bias in solved.biases.items():
-        _set_bias(graph.by_name[name], bias)
+    for name, value in solved.weights.items():
+        _replace_constant(graph.by_name[name], value)
     for quantizer in plan.quantizers:
         if quantizer.kind == WEIGHTS:
             _quantize_weights(graph, quantizer, solved)
         else:
             _quantize_activation(graph, quantizer, solved)
-    quantized = {quantizer.source.name for quantizer in plan.quantizers if quantizer.kind == WEIGHTS}
-    for name, value in solved.weights.items():
-        if name not in quantized:
-            _replace_constant(graph.by_name[name], value)
+    # Last: an Add for a new bias goes between a layer and everything that reads it, quantizers too.
+    for name, bias in solved.biases.items():
+        _set_bias(graph, graph.by_name[name], bias)
     clone.validate_nodes_and_infer_types()
     return clone, solved
 
 
-def _fake_quantize(source: ov.Output, borders: list[NDArray[np.float32]], levels: int, name: str) -> ov.Output:
-    constants = []
-    for border, role in zip(borders, ("input_low", "input_high", "output_low", "output_high"), strict=True):
-        constant = op.constant(border)
-        constant.set_friendly_name(f"{name}/{role}")
-        constants.append(constant)
-    node = op.fake_quantize(source, *constants, levels)
-    node.set_friendly_name(name)
-    return node.output(0)
-
-
-def _borders(graph: Graph, quantizer: Quantizer, solved: Solved, tensor_shape: tuple[int, ...]) -> list[NDArray[np.float32]]:
-    """Input low and high, output low and high, in a shape that broadcasts to the tensor."""
-    shape = range_shape(graph, quantizer, tensor_shape)
-    borders = [np.broadcast_to(np.asarray(border, np.float32).reshape(shape if np.size(border) > 1 else ()), shape) for border in solved.ranges[quantizer.name]]
-    share = np.float32(2.0 if quantizer.doubled else 1.0)
-    return [np.ascontiguousarray(border) for border in (*borders, *(border * share for border in borders))]
+# ---------------------------------------------------------------------------------------------------------- quantizers
 
 
 def _quantize_activation(graph: Graph, quantizer: Quantizer, solved: Solved) -> None:
-    source = graph.by_name[quantizer.source.name]
-    output = source.operation.output(quantizer.source.port)
-    shape = source.shapes[quantizer.source.port] or ()
-    quantized = _fake_quantize(output, _borders(graph, quantizer, solved, shape), quantizer.scheme.levels(quantizer.kind), quantizer.name)
+    source, port = graph.by_name[quantizer.source.name], quantizer.source.port
+    quantized = _fake_quantize(graph, quantizer, solved, source.operation.output(port), source.shapes[port] or ())
     for place in quantizer.consumers:
         graph.by_name[place.name].operation.input(place.port).replace_source_output(quantized)
 
 
 def _quantize_weights(graph: Graph, quantizer: Quantizer, solved: Solved) -> None:
+    """Give the operation a Constant of its own, in the shape in which it reads the weights, with a FakeQuantize on it."""
+    place = quantizer.consumers[0]
+    reader = graph.by_name[place.name].operation.input(place.port)
     constant = graph.by_name[quantizer.source.name]
     value = solved.weights.get(constant.name, constant_value(constant))
     if quantizer.doubled:
-        value = value / value.dtype.type(2)
-    new = op.constant(value.astype(constant_value(constant).dtype, copy=False))
-    new.set_friendly_name(f"{quantizer.name}/constant")
-    output = new.output(0)
-    for place in quantizer.consumers:
-        edge, chain = _constant_chain(graph.by_name[place.name], place.port)
-        source = output
-        if not np.issubdtype(constant_value(constant).dtype, np.float32):
-            convert = op.convert(source, "f32")
-            convert.set_friendly_name(f"{quantizer.name}/convert")
-            source = convert.output(0)
-        quantized = _fake_quantize(source, _borders(graph, quantizer, solved, value.shape), quantizer.scheme.levels(quantizer.kind), quantizer.name)
-        for reshape in chain:
-            again = op.reshape(quantized, reshape.operation.input_value(1), reshape.attributes()["special_zero"])
-            again.set_friendly_name(f"{quantizer.name}/reshape")
-            quantized = again.output(0)
-        edge.node.operation.input(edge.index).replace_source_output(quantized)
+        value = value * value.dtype.type(0.5)
+    shape = tuple(reader.get_shape())
+    stored = _constant(value.reshape(shape), f"{quantizer.name}/constant")
+    reader.replace_source_output(_fake_quantize(graph, quantizer, solved, stored, shape, reader.get_element_type()))
 
 
-def _constant_chain(node: Node, port: int) -> tuple[Edge, list[Node]]:
-    """The edge that reads a weight constant, and the Reshapes between, from the constant down."""
-    reshapes = []
-    producer = node.inputs[port].node
-    while producer.type != "Constant":
-        if producer.type == "Reshape":
-            reshapes.append(producer)
-        producer = producer.inputs[0].node
-    return Edge(node, port), reshapes[::-1]
+def _fake_quantize(
+    graph: Graph, quantizer: Quantizer, solved: Solved, source: ov.Output, shape: tuple[int, ...], result_type: ov.Type | None = None
+) -> ov.Output:
+    """A FakeQuantize on a tensor of `shape`, in f32 whatever the tensor's type is; the result has the tensor's or the given type."""
+    name, result_type = quantizer.name, result_type or source.get_element_type()
+    spread = range_shape(graph, quantizer, shape)
+    borders = [np.asarray(border, np.float32) for border in solved.ranges[name]]
+    borders = [border.reshape(spread) if border.size > 1 else np.broadcast_to(border, spread) for border in borders]
+    inputs = [_constant(border, f"{name}/{role}") for border, role in zip(borders, ("input_low", "input_high"), strict=True)]
+    outputs = inputs
+    if quantizer.doubled:
+        outputs = [_constant(2 * border, f"{name}/{role}") for border, role in zip(borders, ("output_low", "output_high"), strict=True)]
+    node = op.fake_quantize(_as(source, ov.Type.f32, f"{name}/to_f32"), *inputs, *outputs, quantizer.scheme.levels(quantizer.kind))
+    node.set_friendly_name(name)
+    return _as(node.output(0), result_type, f"{name}/from_f32")
 
 
-def _set_bias(node: Node, bias: NDArray[np.float64]) -> None:
-    """Give a layer a new bias [C]; a layer without one gets an Add."""
-    add = bias_add(node)
-    rank = len(node.shapes[0] or ())
-    if add is None:
-        shape = [1] * rank
-        shape[output_channel_axis(node)] = -1
-        constant = op.constant(bias.astype(np.float32).reshape(shape))
-        constant.set_friendly_name(f"{node.name}/bias/constant")
-        edges = list(node.all_consumers())
-        new = op.add(node.operation.output(0), constant)
-        new.set_friendly_name(f"{node.name}/bias")
-        for edge in edges:
-            edge.node.operation.input(edge.index).replace_source_output(new.output(0))
-        node.operation = new  # quantizers on this layer's output sit after its bias
-        return
-    port = bias_constant_port(add)
-    old = add.inputs[port].node
-    shape = old.shapes[add.inputs[port].index] or ()
-    constant = op.constant(bias.astype(np.float32).reshape(shape))
-    constant.set_friendly_name(f"{old.name}/corrected" if old.type != "Constant" else old.name)
-    add.operation.input(port).replace_source_output(constant.output(0))
+def _as(output: ov.Output, element_type: ov.Type, name: str) -> ov.Output:
+    if output.get_element_type() == element_type:
+        return output
+    convert = op.convert(output, element_type.to_string())
+    convert.set_friendly_name(name)
+    return convert.output(0)
+
+
+def _constant(value: NDArray[np.floating], name: str) -> ov.Output:
+    constant = op.constant(np.ascontiguousarray(value))
+    constant.set_friendly_name(name)
+    return constant.output(0)
+
+
+# -------------------------------------------------------------------------------------------------- weights and biases
 
 
 def _replace_constant(node: Node, value: NDArray[np.float32]) -> None:
-    constant = op.constant(value.astype(constant_value(node).dtype, copy=False))
+    """Another value for a Constant, in its type."""
+    constant = op.constant(value, dtype=node.operation.get_element_type())
     constant.set_friendly_name(node.name)
     for edge in node.all_consumers():
         edge.node.operation.input(edge.index).replace_source_output(constant.output(0))
+
+
+def _set_bias(graph: Graph, node: Node, bias: NDArray[np.float64]) -> None:
+    """Give a layer a new bias [C]; a layer without one gets an Add."""
+    output, add = node.operation.output(0), bias_add(node)
+    shape = [1] * len(node.shapes[0] or ())
+    shape[output_channel_axis(node)] = -1
+    constant = op.constant(bias.reshape(shape), dtype=output.get_element_type())
+    constant.set_friendly_name(graph.unused(f"{node.name}/new_bias"))
+    if add is not None:
+        add.operation.input(bias_constant_port(add)).replace_source_output(constant.output(0))
+        return
+    readers, names = output.get_target_inputs(), output.get_names()
+    biased = op.add(output, constant)
+    biased.set_friendly_name(graph.unused(f"{node.name}/bias"))
+    for reader in readers:
+        reader.replace_source_output(biased.output(0))
+    # A model's outputs go by these names.
+    output.set_names(set())
+    biased.output(0).set_names(names)
 
 
 # ------------------------------------------------------------------------------------------------------------- storage
@@ -166,16 +157,18 @@ def corrections_json(solved: Solved) -> dict[str, Any]:
 
 def compress_weights(model: ov.Model) -> None:
     """Fold weight FakeQuantizes into int8 constants, in place, under names that do not depend on the process."""
-    quantizers = {node.get_friendly_name() for node in model.get_ops() if node.get_type_name() == "FakeQuantize"}
-    before = {node.get_name() for node in model.get_ops()}
+    before = {node.get_name(): node.get_friendly_name() for node in model.get_ops()}
+    taken = set(before.values())
     compress_quantize_weights_transformation(model)
     counters: dict[str, int] = {}
     for node in model.get_ordered_ops():
-        if node.get_name() in before or node.get_friendly_name() in quantizers:
+        if node.get_name() in before or node.get_friendly_name() in taken:
             continue
-        kind = node.get_type_name()
-        counters[kind] = counters.get(kind, 0) + 1
-        node.set_friendly_name(f"compressed_weights/{kind}_{counters[kind]}")
+        kind, name = node.get_type_name(), ""
+        while not name or name in taken:
+            counters[kind] = counters.get(kind, 0) + 1
+            name = f"compressed_weights/{kind}_{counters[kind]}"
+        node.set_friendly_name(name)
 
 
 def save_model(model: ov.Model, folder: Path) -> None:

@@ -37,9 +37,10 @@ def default_estimator(scheme: Scheme, kind: str, preset: str = "default") -> Est
     table = _ACTIVATION_DEFAULTS[scheme.perchannel, scheme.symmetric] if kind == ACTIVATIONS else _WEIGHT_DEFAULTS[scheme.symmetric]
     if preset == "default":
         return table
-    quantile = {"type": "abs_quantile" if scheme.symmetric else "quantile", "outlier_prob": DEFAULT_OUTLIER_PROB}
-    lower = table.min if scheme.symmetric else replace(table.min, **quantile)
-    return Estimator(lower, replace(table.max, **quantile))
+    lower, upper = table.min, table.max
+    if not scheme.symmetric:
+        lower = replace(lower, type="quantile", outlier_prob=DEFAULT_OUTLIER_PROB)
+    return Estimator(lower, replace(upper, type="abs_quantile" if scheme.symmetric else "quantile", outlier_prob=DEFAULT_OUTLIER_PROB))
 
 
 def resolve_estimator(scheme: Scheme, kind: str, config: schema.RangeEstimator) -> Estimator:

@@ -191,3 +191,10 @@ def input_channel_axis(node: Node) -> int:
 def output_channel_axis(node: Node) -> int:
     """The axis of a weighted operation's output that holds its output channels."""
     return -1 if node.type == "MatMul" else 1
+
+
+def is_padded(node: Node) -> bool:
+    """Whether a convolution pads its input."""
+    attributes = node.attributes()
+    explicit = any([*attributes["pads_begin"], *attributes["pads_end"]])
+    return attributes["auto_pad"] in ("same_upper", "same_lower") or (attributes["auto_pad"] == "explicit" and explicit)

@@ -5,19 +5,18 @@ A pattern is a few lines of text, one per operation:
     name[*] = Type|Type(input, input, ...)
 
 Inputs name earlier lines; `const` is a constant; `_` is anything. Listed inputs of commutative operations match in
-either order, a single listed input on any port; inputs that are not listed are free. A `*` marks the operation: it gets no quantizer on its inputs and
-quantizers do not move up through it. The last line anchors the pattern: matching walks up from it. `FC` stands for
-Convolution (also grouped) or MatMul with weights. (POT's ignored patterns; pot_behaviour.md section 2.4.)
+either order, a single listed input on any port; inputs that are not listed are free. A `*` marks the operation: it gets
+no quantizer on its inputs and quantizers do not move up through it. The last line anchors the pattern: matching walks up
+from it. `FC` stands for Convolution (also grouped) or MatMul. (POT's ignored patterns; pot_behaviour.md section 2.4.)
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from stages.quantization.graph import OPERATIONS_WITH_WEIGHTS, Graph, Node, walk
+from stages.quantization.graph import OPERATIONS_WITH_WEIGHTS
 
 ALIASES = {
     "FC": "Convolution|GroupConvolution|MatMul",
@@ -108,7 +107,9 @@ PATTERNS: tuple[Pattern, ...] = (
         "input preprocessing: reversed channels, scale and shift",
         "p = Parameter()\ns* = Split(p, const)\nx* = Concat(s)\nscale* = Multiply(x, const)\nshift* = Add(scale, const)",
     ),
-    pattern("input preprocessing: reversed channels and shift", "p = Parameter()\ns* = Split(p, const)\nx* = Concat(s)\nshift* = Add(x, const)"),
+    pattern(
+        "input preprocessing: reversed channels and shift", "p = Parameter()\ns* = Split(p, const)\nx* = Concat(s)\nshift* = Add(x, const)"
+    ),
     pattern(
         "decomposed softmax",
         "e* = Exp()\ntotal* = ReduceSum(e, const)\ninverse* = Power(total, const)\noutput* = Multiply(e, inverse)",
@@ -116,7 +117,12 @@ PATTERNS: tuple[Pattern, ...] = (
     pattern("decomposed softmax (division)", "e* = Exp()\ntotal* = ReduceSum(e, const)\noutput* = Divide(e, total)"),
     pattern(
         "attention output (reshaped softmax)",
-        "s* = Softmax()\nweights* = Reshape(s, const)\nv* = Add()\nr* = Reshape(v, const)\nvalues* = Transpose(r)\noutput* = MatMul(weights, values)",
+        """s* = Softmax()
+        weights* = Reshape(s, const)
+        v* = Add()
+        r* = Reshape(v, const)
+        values* = Transpose(r)
+        output* = MatMul(weights, values)""",
     ),
     pattern(
         "attention output",
@@ -128,7 +134,12 @@ PATTERNS: tuple[Pattern, ...] = (
     ),
     pattern(
         "attention output (gathered values)",
-        "weights* = Softmax()\nv* = Add()\nr* = Reshape(v, const)\nt* = Transpose(r)\nvalues* = Gather(t)\noutput* = MatMul(weights, values)",
+        """weights* = Softmax()
+        v* = Add()
+        r* = Reshape(v, const)
+        t* = Transpose(r)
+        values* = Gather(t)
+        output* = MatMul(weights, values)""",
         devices=EVERY_DEVICE - {"CPU_SPR"},
     ),
     pattern(
@@ -204,76 +215,3 @@ PATTERNS: tuple[Pattern, ...] = (
     pattern("scaled clamp", "clamp* = Clamp()\nscale* = Multiply(clamp, const)", devices=CPU_GPU | {"NPU"}),
     pattern("memory output", "assign = Assign()\noutput* = Result(assign)", devices=frozenset({"GNA"})),
 )
-
-DETECTION_POST_PROCESSING = frozenset({"NonMaxSuppression", "TopK"})
-
-
-def match(lines: tuple[Line, ...], anchor: Node) -> Iterator[dict[str, Node]]:
-    """Every way in which the pattern's last line can be `anchor`: a node per line name."""
-    by_name = {line.name: line for line in lines}
-
-    def bind(name: str, node: Node, bound: dict[str, Node]) -> Iterator[dict[str, Node]]:
-        if name in bound:
-            if bound[name] is node:
-                yield bound
-            return
-        line = by_name[name]
-        if node.type not in line.types or node.constant:
-            return
-        yield from bind_inputs(line.inputs, node, {**bound, name: node}, 0, frozenset())
-
-    def bind_inputs(names: tuple[str, ...], node: Node, bound: dict[str, Node], place: int, used: frozenset[int]) -> Iterator[dict[str, Node]]:
-        if place == len(names):
-            yield bound
-            return
-        anywhere = node.type in COMMUTATIVE or len(names) == 1
-        for index in range(len(node.inputs)):
-            if index in used or not (anywhere or index == place):
-                continue
-            producer = node.inputs[index].node
-            if names[place] in ("const", "_"):
-                if names[place] == "_" or producer.constant:
-                    yield from bind_inputs(names, node, bound, place + 1, used | {index})
-            else:
-                for result in bind(names[place], producer, bound):
-                    yield from bind_inputs(names, node, result, place + 1, used | {index})
-
-    yield from bind(lines[-1].name, anchor, {})
-
-
-def ignored_blocks(graph: Graph, device: str) -> dict[Node, str]:
-    """The nodes that stay in floating point on `device`, each with the name of the pattern that says so."""
-    found: dict[Node, str] = {}
-    patterns = [candidate for candidate in PATTERNS if device in candidate.devices]
-    for node in graph.nodes:
-        for candidate in patterns:
-            if node.type not in candidate.anchor.types:
-                continue
-            for bound in match(candidate.lines, node):
-                if candidate.single_consumers_from and not _single_consumers(bound[candidate.single_consumers_from], bound["op"]):
-                    continue
-                for line in candidate.lines:
-                    if line.marked:
-                        found.setdefault(bound[line.name], candidate.name)
-    found |= {node: "detection post-processing" for node in _detection_post_processing(graph) if node not in found}
-    return found
-
-
-def _single_consumers(node: Node, weighted: Node) -> bool:
-    """Whether every producer from `node` up to `weighted` is consumed once."""
-    while node is not weighted:
-        moving = [producer for producer in node.producers() if not producer.constant]
-        if not moving or len(list(moving[0].all_consumers())) != 1:
-            return False
-        node = moving[0]
-    return True
-
-
-def _detection_post_processing(graph: Graph) -> Iterator[Node]:
-    starts = graph.of_type(DETECTION_POST_PROCESSING)
-
-    def up(node: Node) -> list[Node]:
-        return [p for p in node.producers() if not p.constant and p.type not in OPERATIONS_WITH_WEIGHTS and p.type != "Parameter"]
-
-    yield from starts
-    yield from walk(starts, up)

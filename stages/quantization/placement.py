@@ -5,14 +5,16 @@ Works on a private copy of the graph view with FakeQuantize nodes in it (pot_beh
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-from stages.quantization.graph import Edge, Graph, Node, Port, operation_kind, walk, weight_constant
+from stages.quantization.graph import OPERATIONS_WITH_WEIGHTS, Edge, Graph, Node, Port, operation_kind, walk, weight_constant
 from stages.quantization.schemes import ACTIVATIONS, WEIGHTS, Target
 
 FAKE_QUANTIZE = "FakeQuantize"
+ALREADY_QUANTIZED = "already quantized in the model"
 
 # Operations that a quantizer jumps over by moving to their first input, to all inputs, or to all non-constant inputs.
 JUMP_FIRST_INPUT = frozenset(
@@ -40,20 +42,26 @@ class Placement:
     requested: list[Edge]  # inputs of operations before which a quantizer was first put
 
 
-def place(graph: Graph, target: Target, skipped: dict[Node, str], ignored: dict[Node, str]) -> Placement:
+def place(graph: Graph, target: Target, skipped: dict[Node, str], ignored: dict[Node, str], quantize_numbers: bool = False) -> Placement:
     """Put FakeQuantize nodes into a copy of `graph`.
 
-    skipped: nodes of ignored blocks; they get no quantizer and none moves up through them.
-    ignored: nodes that the user (or the model type) excludes; they get no quantizer, but others may move through them.
-    Both with the reason.
+    Args:
+        graph: Stays as it is.
+        target: What the device can run.
+        skipped: Nodes of ignored blocks with the reason; they get no quantizer and none moves up through them.
+        ignored: Nodes that the user (or the model type) excludes; they get no quantizer, but others may move through them.
+        quantize_numbers: Also quantize constants of element-wise operations that are a single number, as POT does.
     """
     original = graph.nodes
     graph = graph.copy()
     twin = dict(zip(original, graph.nodes, strict=True))
-    work = _Work(graph, target, {twin[node]: why for node, why in skipped.items()}, {twin[node]: why for node, why in ignored.items()})
+    skipped, ignored = ({twin[node]: why for node, why in entries.items()} for entries in (skipped, ignored))
+    work = _Work(graph, target, skipped, ignored, quantize_numbers)
     work.insert_all()
     work.move_up()
     work.merge_siblings()
+    if target.rules == "CPU_SPR":
+        work.leave_residuals()
     return Placement(graph, work.quantizers(), work.floats, work.requested)
 
 
@@ -66,11 +74,12 @@ def is_scale_shift(node: Node) -> bool:
 
 
 class _Work:
-    def __init__(self, graph: Graph, target: Target, skipped: dict[Node, str], ignored: dict[Node, str]) -> None:
+    def __init__(self, graph: Graph, target: Target, skipped: dict[Node, str], ignored: dict[Node, str], quantize_numbers: bool) -> None:
         self.graph = graph
         self.target = target
         self.skipped = skipped
         self.ignored = self._with_consumers_of_agnostic(ignored)
+        self.quantize_numbers = quantize_numbers
         self.floats: list[tuple[Node, int | None, str]] = []
         self.requested: list[Edge] = []
         self.inserted: list[Node] = []
@@ -80,7 +89,7 @@ class _Work:
 
     def quantizers(self) -> list[Node]:
         """The FakeQuantize nodes that are still in the graph, by name."""
-        return sorted((node for node in self.inserted if any(node.consumers[0])), key=lambda node: node.name)
+        return sorted((node for node in self.inserted if node.consumers[0]), key=lambda node: node.name)
 
     def _with_consumers_of_agnostic(self, ignored: dict[Node, str]) -> dict[Node, str]:
         result = dict(ignored)
@@ -95,7 +104,7 @@ class _Work:
     def insert_all(self) -> None:
         """One FakeQuantize per input of every quantizable operation, and a reason for every input without."""
         for node in list(self.graph.nodes):
-            if node.constant or node.type in ("Parameter", "Result", "ShapeOf") or self.agnostic(node):
+            if node.constant or node.type in ("Parameter", "Result", "ShapeOf", FAKE_QUANTIZE) or self.agnostic(node):
                 continue
             reason = self._reason_against(node)
             if reason:
@@ -108,6 +117,8 @@ class _Work:
                 else:
                     self._insert(Edge(node, port))
                     self.requested.append(Edge(node, port))
+            if is_scale_shift(node):
+                self.floats.append((node, 1, "the constant of a scale and shift"))
 
     def _reason_against(self, node: Node) -> str | None:
         if node.from_shape:
@@ -125,14 +136,20 @@ class _Work:
         return None
 
     def _reason_against_port(self, node: Node, port: int) -> str | None:
-        source = node.inputs[port].node
+        producer = node.inputs[port]
+        source = producer.node
         if source.from_shape:
             return "input is computed from shapes"
+        if source.type == FAKE_QUANTIZE:
+            return ALREADY_QUANTIZED
         group = WEIGHTS if source.constant else ACTIVATIONS
         if not self.target.alternatives(operation_kind(node), group):
             return f"{self.target.name} has no quantized {group} for {operation_kind(node)}"
-        if source.constant and weight_constant(node.inputs[port]) is None:
-            return "weights are computed by a sub-graph of constants"
+        if source.constant and weight_constant(producer) is None:
+            return "a constant that is computed, not stored in floating point"
+        is_number = source.constant and math.prod(source.shapes[producer.index] or ()) == 1
+        if is_number and not self.quantize_numbers and node.type not in OPERATIONS_WITH_WEIGHTS and node.type not in RECURRENT_PORTS:
+            return "a single number"
         return None
 
     def _ports(self, node: Node) -> Iterable[int]:
@@ -184,9 +201,7 @@ class _Work:
             if not quantizer.consumers[0]:
                 continue
             producer = quantizer.inputs[0].node
-            if producer.type == FAKE_QUANTIZE or (
-                producer.type == "Parameter" and all(is_scale_shift(edge.node) for edge in quantizer.consumers[0])
-            ):
+            if producer.type == FAKE_QUANTIZE:
                 self._remove(quantizer)
             elif self.agnostic(producer) and producer not in blocked and producer not in self.skipped and not producer.constant:
                 ports = self._jump_ports(producer)
@@ -195,17 +210,21 @@ class _Work:
                     queue.extend(self._insert(Edge(producer, port)) for port in ports)
 
     def _jump_ports(self, node: Node) -> list[int]:
+        """The inputs to which a quantizer moves from the output of an operation that passes data on; none: it stays."""
         if node.type in JUMP_FIRST_INPUT:
-            return [0]
+            return [0] if self._can_sit_on(node.inputs[0]) else []
         if node.type in JUMP_ALL_INPUTS:
-            return [i for i, port in enumerate(node.inputs) if not (port.node.constant and weight_constant(port) is None)]
+            return [index for index, port in enumerate(node.inputs) if self._can_sit_on(port)]
         if node.type in JUMP_MOVING_INPUTS:
-            return [i for i, port in enumerate(node.inputs) if not port.node.constant and port.node.is_float[port.index]]
+            return [index for index, port in enumerate(node.inputs) if not port.node.constant and port.node.is_float[port.index]]
         return []
+
+    def _can_sit_on(self, port: Port) -> bool:
+        return not port.node.constant or weight_constant(port) is not None
 
     def _blocked(self) -> set[Node]:
         """Operations above which a quantizer would reach somebody who reads floating-point data now."""
-        return {node for node in self.graph.nodes if not node.constant and self._is_blocked(node)}
+        return {node for node in self.graph.nodes if self.agnostic(node) and not node.constant and self._is_blocked(node)}
 
     def _is_blocked(self, start: Node) -> bool:
         for node in walk([start], _down):
@@ -236,9 +255,7 @@ class _Work:
         if any(node.type not in HARMLESS for node in below) or not any(node.type == FAKE_QUANTIZE for node in below):
             return True
         visiting |= {concat}
-        return any(
-            self._concat_blocked(node, start, visiting) for node in below if node.type == "Concat" and node not in visiting
-        )
+        return any(self._concat_blocked(node, start, visiting) for node in below if node.type == "Concat" and node not in visiting)
 
     # ------------------------------------------------------------------------------------------------ merging
 
@@ -256,6 +273,50 @@ class _Work:
             quantizer.consumers[0] = []
             port.node.consumers[port.index].remove(Edge(quantizer, 0))
 
+    # ------------------------------------------------------------------------------------------------ residual additions
+
+    def leave_residuals(self) -> None:
+        """Leave one input of an Add of two quantized tensors float: it joins the convolution before it as an accumulator."""
+        for add in self.graph.of_type(["Add"]):
+            pair = [port.node for port in add.inputs]
+            ours = [node for node in pair if node.type == FAKE_QUANTIZE and node.operation is None and not node.inputs[0].node.constant]
+            if len(ours) != 2 or pair[0] is pair[1]:
+                continue
+            fewer, more = sorted(pair, key=lambda quantizer: len(quantizer.consumers[0]))
+            if len(more.consumers[0]) > 1 and len(fewer.consumers[0]) == 1 and _is_weighted(fewer.inputs[0].node):
+                self._leave(fewer)
+            elif all(_ends_weighted(quantizer) for quantizer in pair):
+                self._leave(max(reversed(pair), key=_size))
+
+    def _leave(self, quantizer: Node) -> None:
+        edges = served(quantizer, self.target)
+        self._remove(quantizer)
+        still = {edge for other in self.quantizers() for edge in served(other, self.target)}
+        self.floats += [(edge.node, edge.index, "accumulated in floating point") for edge in edges if edge not in still]
+
+
+def _is_weighted(node: Node) -> bool:
+    """A weighted operation, or its bias."""
+    moving = [producer for producer in node.producers() if not producer.constant and producer.type != FAKE_QUANTIZE]
+    if node.type == "Add" and len(moving) == 1 and len(node.inputs) == 2:
+        node = moving[0]
+    return node.type in OPERATIONS_WITH_WEIGHTS
+
+
+def _ends_weighted(quantizer: Node) -> bool:
+    """Whether a single chain of operations leads up to a weighted operation."""
+    node = quantizer.inputs[0].node
+    while node.type not in OPERATIONS_WITH_WEIGHTS:
+        moving = [producer for producer in node.producers() if not producer.constant]
+        if len(moving) != 1:
+            return False
+        node = moving[0]
+    return True
+
+
+def _size(quantizer: Node) -> int:
+    return math.prod(quantizer.shapes[0] or ())
+
 
 def _down(node: Node) -> Iterator[Node]:
     """The consumers of a node, not looking through quantizers and not counting ShapeOf."""
@@ -267,13 +328,13 @@ def served(quantizer: Node, target: Target) -> list[Edge]:
     """The inputs of non-agnostic operations that a quantizer reaches through operations that pass data on."""
     found: list[Edge] = []
     seen: set[Node] = set()
-    stack = list(quantizer.consumers[0])
-    while stack:
-        edge = stack.pop(0)
+    queue = deque(quantizer.consumers[0])
+    while queue:
+        edge = queue.popleft()
         if edge.node.type in target.pass_through:
             if edge.node not in seen:
                 seen.add(edge.node)
-                stack.extend(edge.node.all_consumers())
+                queue.extend(edge.node.all_consumers())
         elif edge.node.type not in ("ShapeOf", FAKE_QUANTIZE):
             found.append(edge)
     return found

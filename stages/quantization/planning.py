@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
-import re
 from collections.abc import Iterable
-from typing import Any
+from dataclasses import replace
 
 from stages import schema
-from stages.errors import ConfigError, UserError
+from stages.errors import UserError
 from stages.quantization.alignment import alignment_pairs
+from stages.quantization.blocks import ignored_blocks
 from stages.quantization.estimators import resolve_estimator
 from stages.quantization.graph import (
     CONVOLUTIONS,
@@ -21,77 +20,25 @@ from stages.quantization.graph import (
     walk,
     weight_constant,
 )
-from stages.quantization.patterns import ignored_blocks
-from stages.quantization.placement import FAKE_QUANTIZE, Placement, place, served
+from stages.quantization.ignored import ignored_operations
+from stages.quantization.placement import ALREADY_QUANTIZED, FAKE_QUANTIZE, Placement, place, served
 from stages.quantization.plan import Float, Place, Plan, Quantizer, TensorName
-from stages.quantization.schemes import ACTIVATIONS, WEIGHTS, Scheme, Target, choose, common, describe, restrict
+from stages.quantization.points import has_channels
+from stages.quantization.schemes import ACTIVATIONS, WEIGHTS, Scheme, Target, choose, common, describe, extend, restrict
 from stages.quantization.unify import unified_groups
 
-# With model_type transformer these stay in floating point (Multiply not on CPU_SPR), and activations that meet in a
-# MatMul of two activations are symmetric.
-TRANSFORMER_FLOAT = frozenset({"Add", "Power", "Squeeze", "Subtract", "ReduceMean", "SquaredDifference", "MVN"})
 SATURATION_DEVICES = frozenset({"ANY", "CPU"})
 
 
 def make_plan(graph: Graph, target: Target, config: schema.Quantization) -> Plan:
     """The configuration of the quantized model that `config` asks for on `target`."""
     ignored = ignored_operations(graph, target, config)
-    placement = place(graph, target, ignored_blocks(graph, target.rules), ignored)
+    placement = place(graph, target, ignored_blocks(graph, target.rules), ignored, quantize_numbers=config.pot_compatible)
     pairs = alignment_pairs(graph) if config.use_channel_alignment else []
     doubled = _saturating_layers(graph, target, config, {second.name for _, second in pairs})
     quantizers, refused = _quantizers(placement, target, config, doubled)
-    floats = _floats(placement, quantizers, refused, target)
+    floats = _floats(placement, quantizers, refused)
     return Plan(tuple(quantizers), tuple(floats), tuple((first.name, second.name) for first, second in pairs))
-
-
-# ------------------------------------------------------------------------------------------------- what is ignored
-
-
-def ignored_operations(graph: Graph, target: Target, config: schema.Quantization) -> dict[Node, str]:
-    """Operations that the user or the model type excludes, with the reason."""
-    found: dict[Node, str] = {}
-    names = [node.name for node in graph.nodes if not node.constant]
-    for entry in config.ignored.scope:
-        if entry.startswith("re:"):
-            try:
-                expression = re.compile(entry[3:])
-            except re.error as error:
-                raise ConfigError(f"quantization.ignored.scope: {entry!r} is not a regular expression: {error}") from None
-            matched = [node for node in graph.nodes if not node.constant and expression.fullmatch(node.name)]
-        else:
-            matched = [graph.by_name[entry]] if entry in graph.by_name else []
-        if not matched:
-            near = difflib.get_close_matches(entry.removeprefix("re:"), names, n=3, cutoff=0.3)
-            raise ConfigError(f"quantization.ignored.scope: {entry!r} matches no operation; nearest names: {', '.join(near) or 'none'}")
-        found.update((node, "quantization.ignored.scope") for node in matched)
-    for operation in config.ignored.operations:
-        matched = [node for node in graph.of_type([operation.type]) if _attributes_equal(node, operation.attributes)]
-        if not matched:
-            raise ConfigError(
-                f"quantization.ignored.operations: no {operation.type} with attributes {operation.attributes};"
-                f" operation types of the model: {', '.join(sorted({node.type for node in graph.nodes}))}"
-            )
-        found.update((node, "quantization.ignored.operations") for node in matched)
-    if config.model_type == "transformer":
-        types = TRANSFORMER_FLOAT if target.rules == "CPU_SPR" else TRANSFORMER_FLOAT | {"Multiply"}
-        for node in graph.of_type(types):
-            found.setdefault(node, "model_type transformer")
-    return found
-
-
-def _attributes_equal(node: Node, wanted: dict[str, Any]) -> bool:
-    actual = node.attributes()
-    return all(key in actual and _same_value(actual[key], value) for key, value in wanted.items())
-
-
-def _same_value(actual: Any, wanted: Any) -> bool:
-    if isinstance(wanted, list | tuple):
-        return len(wanted) == len(actual) and all(_same_value(a, w) for a, w in zip(actual, wanted, strict=True))
-    if isinstance(wanted, bool) or isinstance(actual, bool):
-        return isinstance(wanted, bool) and isinstance(actual, bool) and actual == wanted
-    if isinstance(wanted, int | float):
-        return isinstance(actual, int | float) and float(actual) == float(wanted)
-    return str(actual).lower() == str(wanted).lower()
 
 
 # --------------------------------------------------------------------------------------------------- saturation fix
@@ -116,26 +63,35 @@ def _saturating_layers(graph: Graph, target: Target, config: schema.Quantization
 
 def _quantizers(
     placement: Placement, target: Target, config: schema.Quantization, doubled: set[str]
-) -> tuple[list[Quantizer], list[tuple[Node, int | None, str]]]:
+) -> tuple[list[Quantizer], list[Float]]:
     """A Quantizer per FakeQuantize of the placement; those without a common scheme are refused with the reason."""
     groups = unified_groups(placement.quantizers, placement.graph.nodes, target)
     group_of = {member: index for index, group in enumerate(groups) for member in group}
     edges = {node: served(node, target) for node in placement.quantizers}
     options = {node: _options(node, edges[node], target, config) for node in placement.quantizers}
     for group in groups:
-        shared = tuple(s for s in common([options[member] for member in group if options[member]]) if not s.perchannel)
+        shared = _whole_tensor([options[member] for member in group if options[member]])
         options.update((member, shared) for member in group)
+    requested = set(placement.requested)
     quantizers: list[Quantizer] = []
-    refused: list[tuple[Node, int | None, str]] = []
+    refused: list[Float] = []
     for node in placement.quantizers:
-        layers = [edge for edge in edges[node] if target.quantizable(operation_kind(edge.node))]
-        if not options[node]:
-            schemes = {describe(s) for edge in layers for s in target.alternatives(operation_kind(edge.node), _group(node))}
-            refused.extend((edge.node, edge.index, f"no scheme suits all consumers: {'; '.join(sorted(schemes)) or 'none offered'}") for edge in layers)
-            continue
-        scheme = choose(options[node], config.preset, _group(node))
-        quantizers.append(_quantizer(node, layers, scheme, group_of.get(node), config, doubled))
+        layers = [edge for edge in edges[node] if edge in requested]
+        if options[node]:
+            scheme = choose(options[node], config.preset, _group(node))
+            quantizers.append(_quantizer(placement.graph, node, layers, scheme, group_of.get(node), config, doubled))
+        else:
+            places = node.consumers[0] if _group(node) == WEIGHTS else layers
+            offered = {describe(s) for edge in layers for s in target.alternatives(operation_kind(edge.node), _group(node))}
+            reason = f"no scheme suits all consumers: {'; '.join(sorted(offered)) or 'none offered'}"
+            refused += [Float(edge.node.name, edge.node.type, edge.index, reason) for edge in places]
     return quantizers, refused
+
+
+def _whole_tensor(lists: list[tuple[Scheme, ...]]) -> tuple[Scheme, ...]:
+    """The schemes with one range per tensor that all lists offer, if need be in place of one per channel."""
+    shared = common(lists) if lists else ()
+    return tuple(s for s in shared if not s.perchannel) or tuple(s for s in extend(shared) if not s.perchannel)
 
 
 def _group(quantizer: Node) -> str:
@@ -168,71 +124,68 @@ def _is_weight_port(node: Node, index: int) -> bool:
 
 
 def _quantizer(
-    node: Node, layers: list[Edge], scheme: Scheme, unified_group: int | None, config: schema.Quantization, doubled: set[str]
+    graph: Graph,
+    node: Node,
+    layers: list[Edge],
+    scheme: Scheme,
+    unified_group: int | None,
+    config: schema.Quantization,
+    doubled: set[str],
 ) -> Quantizer:
-    group = _group(node)
+    group, port, first = _group(node), node.inputs[0], node.consumers[0][0]
+    axis = _channel_axis(node, config.pot_compatible) if scheme.perchannel else None
+    if scheme.perchannel and axis is None:
+        scheme = replace(scheme, granularity="pertensor")
     section = config.weights if group == WEIGHTS else config.activations
-    estimator = resolve_estimator(scheme, group, section.range_estimator or config.range_estimator)
-    port = node.inputs[0]
-    first = node.consumers[0][0]
     constant = weight_constant(port) if group == WEIGHTS else None
-    source = constant if constant is not None else port.node
-    name = f"{first.node.name}/fq_weights_{first.index}" if constant is not None else f"{source.name}/fq_output_{port.index}"
+    source = port.node if constant is None else constant
+    name = f"{source.name}/fq_output_{port.index}" if constant is None else f"{first.node.name}/fq_weights_{first.index}"
     return Quantizer(
-        name=name,
+        name=graph.unused(name),
         kind=group,
-        source=TensorName(source.name, 0 if constant is not None else port.index),
+        source=TensorName(source.name, port.index if constant is None else 0),
         source_type=source.type,
         consumers=tuple(Place(edge.node.name, edge.node.type, edge.index) for edge in node.consumers[0]),
         layers=tuple(Place(edge.node.name, edge.node.type, edge.index) for edge in layers),
         scheme=scheme,
-        estimator=estimator,
+        estimator=resolve_estimator(scheme, group, section.range_estimator or config.range_estimator),
         unified_group=unified_group,
-        channel_axis=_channel_axis(node, scheme),
+        channel_axis=axis,
         doubled=group == WEIGHTS and first.node.name in doubled and first.index == 1 and first.node.type in OPERATIONS_WITH_WEIGHTS,
     )
 
 
-def _channel_axis(quantizer: Node, scheme: Scheme) -> int | None:
-    """The axis of the quantized tensor along which ranges differ.
+def _channel_axis(quantizer: Node, pot_compatible: bool) -> int | None:
+    """The axis of the quantized tensor along which ranges may differ; None where it has none.
 
-    Activations: axis 1. Weights: the output channels of the operation that consumes them. Weights of grouped
-    convolutions [G, O/G, I/G, ...] give the two leading axes together one range each (see `build`): axis 0 here.
+    Activations: axis 1. Weights: the output channels of the operation that reads them, in the shape in which it reads
+    them. Weights of grouped convolutions [G, O/G, I/G, ...] give the two leading axes together one range each: axis 0
+    here. pot_compatible: the first axis of weights of more than two dimensions, and of those on a MatMul's first input.
     """
-    if not scheme.perchannel:
-        return None
     port = quantizer.inputs[0]
-    shape = port.node.shapes[port.index]
     if not port.node.constant:
-        return 1
-    edge = quantizer.consumers[0][0]
-    rank = len(shape or ())
+        return 1 if has_channels(port) else None
+    edge, rank = quantizer.consumers[0][0], len(port.node.shapes[port.index] or ())
     if rank == 0:
         return None
     if edge.node.type == "ConvolutionBackpropData":
         return 1
-    if edge.node.type == "MatMul":
-        if rank == 1:
-            return None
-        transposed = edge.node.attributes()["transpose_b" if edge.index == 1 else "transpose_a"]
-        columns_out = (edge.index == 1) != bool(transposed)
-        return rank - 1 if columns_out else rank - 2
-    return 0
+    if edge.node.type != "MatMul" or (pot_compatible and (rank != 2 or edge.index == 0)):
+        return 0
+    if rank == 1:
+        return None
+    transposed = edge.node.attributes()["transpose_b" if edge.index == 1 else "transpose_a"]
+    return rank - 1 if (edge.index == 1) != bool(transposed) else rank - 2
 
 
 # -------------------------------------------------------------------------------------------- what stays in floating point
 
 
-def _floats(
-    placement: Placement, quantizers: list[Quantizer], refused: list[tuple[Node, int | None, str]], target: Target
-) -> list[Float]:
-    entries = [Float(node.name, node.type, port, reason) for node, port, reason in (*placement.floats, *refused)]
-    covered = {(place.name, place.port) for quantizer in quantizers for place in quantizer.layers}
-    known = {(entry.name, entry.port) for entry in entries} | {(entry.name, None) for entry in entries if entry.port is None}
-    for edge in placement.requested:
-        if (edge.node.name, edge.index) not in covered and not {(edge.node.name, edge.index), (edge.node.name, None)} & known:
-            entries.append(Float(edge.node.name, edge.node.type, edge.index, "input preprocessing: scale and shift of a model input"))
-    return entries
+def _floats(placement: Placement, quantizers: list[Quantizer], refused: list[Float]) -> list[Float]:
+    entries = [Float(node.name, node.type, port, reason) for node, port, reason in placement.floats] + refused
+    told = {(place.name, place.port) for quantizer in quantizers for place in quantizer.layers} | {(e.name, e.port) for e in entries}
+    quantized = [edge for edge in placement.requested if (edge.node.name, edge.index) not in told]
+    return entries + [Float(edge.node.name, edge.node.type, edge.index, ALREADY_QUANTIZED) for edge in quantized]
 
 
 def require_something_to_quantize(plan: Plan) -> None:

@@ -6,22 +6,21 @@ type: all inputs of quantizable operations, and everything on the way up through
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import NamedTuple
 
-import numpy as np
-
-from stages.quantization.alignment import aligned_port, alignment_pairs
-from stages.quantization.graph import Graph, Node, Port, constant_value, operation_kind, weight_constant
-from stages.quantization.patterns import ignored_blocks
-from stages.quantization.placement import JUMP_ALL_INPUTS, JUMP_FIRST_INPUT, JUMP_MOVING_INPUTS
+from stages.quantization.alignment import alignment_pairs
+from stages.quantization.blocks import ignored_blocks
+from stages.quantization.graph import Graph, Node, Port, constant_value, is_padded, operation_kind, weight_constant
+from stages.quantization.placement import FAKE_QUANTIZE, JUMP_FIRST_INPUT, JUMPABLE
 from stages.quantization.schemes import ACTIVATIONS, Target
 from stages.quantization.weights import weight_layout
 
 # Operations that only rearrange values: what is known of a whole tensor is known of their input.
 REARRANGING = frozenset({"Reshape", "Transpose", "Squeeze", "Unsqueeze"})
-# x * scale + offset with |offset| up to this many times |scale| gives x back to a millionth.
+# From x * scale + offset in f32, with |offset| up to this many times |scale|, x comes back to about a millionth.
 LARGEST_OFFSET = 16.0
 
 
@@ -39,7 +38,7 @@ class Points:
 
     tensors: list[Port]  # the lowest and highest values of the whole tensor
     perchannel: list[Port]  # minimum and maximum per channel (axis 1)
-    aligned: list[Port]  # tail quantiles per channel, for channel alignment
+    pairs: list[tuple[Node, Node]]  # between which channels may be aligned
     inputs: list[Node]  # weighted operations: mean of the data input per channel
     outputs: list[Node]  # weighted operations: mean of the output per channel, where arithmetic cannot tell it
     derived: dict[Port, Derived]  # tensors that need no collection
@@ -58,20 +57,20 @@ def _derivations(tensors: Iterable[Port]) -> dict[Port, Derived]:
     Of a tensor and its scaled and shifted version the latter is collected: it is the end of one fused kernel, and asking
     for the former would break that up.
     """
-    wanted = dict.fromkeys(rearranged(port) for port in tensors)
+    wanted = set(map(rearranged, tensors))
     found: dict[Port, Derived] = {}
-    for port in wanted:
-        scale, offset, below = 1.0, 0.0, port
-        while (step := _scalar_step(below)) is not None:
-            below, factor, term = step
+    for port in reversed(_in_order(wanted)):
+        if port in found:
+            continue
+        scale, offset, above = 1.0, 0.0, port
+        while (step := _scalar_step(above)) is not None:
+            above, factor, term = step
             offset += term * scale
             scale *= factor
-            if below in wanted and scale and abs(offset) <= LARGEST_OFFSET * abs(scale):
-                found[below] = Derived(port, scale, offset)
-    for port, (source, scale, offset) in list(found.items()):
-        if source in found:  # in turn derived from a tensor further down
-            last = found[source]
-            found[port] = Derived(last.port, scale * last.scale, offset * last.scale + last.offset)
+            if not (0 < abs(scale) < math.inf and abs(offset) <= LARGEST_OFFSET * abs(scale)):
+                break
+            if above in wanted:
+                found.setdefault(above, Derived(port, scale, offset))
     for port in tensors:
         top = rearranged(port)
         if top != port:
@@ -86,10 +85,9 @@ def _scalar_step(port: Port) -> tuple[Port, float, float] | None:
         return None
     for moving, other in ((0, 1), (1, 0)):
         constant = weight_constant(node.inputs[other])
-        if constant is not None and not node.inputs[moving].node.constant and constant_value(constant).size == 1:
+        if constant is not None and math.prod(constant.shapes[0] or ()) == 1 and not node.inputs[moving].node.constant:
             value = float(constant_value(constant).reshape(-1)[0])
-            if np.isfinite(value):
-                return (node.inputs[moving], value, 0.0) if node.type == "Multiply" else (node.inputs[moving], 1.0, value)
+            return (node.inputs[moving], value, 0.0) if node.type == "Multiply" else (node.inputs[moving], 1.0, value)
     return None
 
 
@@ -97,23 +95,23 @@ def statistics_points(graph: Graph, target: Target, every_channel: bool = False)
     """The points of `graph` for `target`. every_channel: per-channel minima and maxima of all tensors."""
     blocks = ignored_blocks(graph, target.rules)
     tensors: dict[Port, None] = {}
-    perchannel: dict[Port, None] = {}
+    channels: dict[Port, None] = {}
     for node in graph.nodes:
         kind = operation_kind(node)
         if node.constant or node.from_shape or node in blocks or not target.quantizable(kind):
             continue
         by_channel = every_channel or any(scheme.perchannel for scheme in target.alternatives(kind, ACTIVATIONS))
         for port in node.inputs:
-            _climb(port, by_channel, tensors, perchannel)
+            _climb(port, tensors)
+            if by_channel:
+                _climb(port, channels)
     pairs = alignment_pairs(graph)
     weighted = [node for node in graph.nodes if weight_layout(node) is not None]
-    between = [aligned_port(second) for _, second in pairs]
-    perchannel.update(dict.fromkeys(between))
     derived = _derivations(tensors)
     return Points(
         tensors=_in_order(dict.fromkeys(derived[port].port if port in derived else port for port in tensors)),
-        perchannel=_in_order(port for port in perchannel if len(port.node.shapes[port.index] or ()) >= 3 or port in between),
-        aligned=_in_order(between),
+        perchannel=_in_order({*filter(has_channels, channels), *(second.inputs[0] for _, second in pairs)}),
+        pairs=pairs,
         inputs=weighted,
         outputs=[node for node in weighted if not mean_is_linear(node)],
         derived=derived,
@@ -124,29 +122,25 @@ def mean_is_linear(node: Node) -> bool:
     """Whether the mean output of a weighted operation is its weights times the mean input: every input counts alike."""
     if node.type == "MatMul":
         return True
-    attributes = node.attributes()
-    kernel = (weight_layout(node) or _missing(node)).kernel
-    padded = any([*attributes["pads_begin"], *attributes["pads_end"]]) or attributes.get("auto_pad", "explicit") not in ("explicit", "valid")
-    return not padded and all(size == 1 for size in [*kernel, *attributes["strides"]])
+    kernel = (node.inputs[1].node.shapes[node.inputs[1].index] or ())[3 if node.type == "GroupConvolution" else 2 :]
+    return not is_padded(node) and all(size == 1 for size in [*kernel, *node.attributes()["strides"]])
 
 
-def _missing(node: Node) -> None:
-    raise ValueError(f"{node} has no constant weights")
+def has_channels(port: Port) -> bool:
+    """Whether a tensor has a known number of channels, on axis 1."""
+    shape = port.node.shapes[port.index] or ()
+    return len(shape) > 1 and shape[1] > 0
 
 
-def _climb(port: Port, by_channel: bool, tensors: dict[Port, None], perchannel: dict[Port, None]) -> None:
+def _climb(port: Port, reached: dict[Port, None]) -> None:
     """Add a tensor and those to which a quantizer on it may move up."""
     node = port.node
-    if node.constant or node.from_shape or not node.is_float[port.index] or (port in tensors and (port in perchannel or not by_channel)):
+    if port in reached or node.constant or node.from_shape or node.type == FAKE_QUANTIZE or not node.is_float[port.index]:
         return
-    tensors[port] = None
-    if by_channel:
-        perchannel[port] = None
-    if node.type in JUMP_FIRST_INPUT:
-        _climb(node.inputs[0], by_channel, tensors, perchannel)
-    elif node.type in JUMP_ALL_INPUTS | JUMP_MOVING_INPUTS:
-        for source in node.inputs:
-            _climb(source, by_channel, tensors, perchannel)
+    reached[port] = None
+    if node.type in JUMPABLE:
+        for source in node.inputs[:1] if node.type in JUMP_FIRST_INPUT else node.inputs:
+            _climb(source, reached)
 
 
 def _in_order(ports: Iterable[Port]) -> list[Port]:

@@ -30,60 +30,79 @@ def widen_small_channels(high: Array) -> Array:
     return np.maximum(high, max(SMALLEST_RANGE, SMALLEST_SHARE * float(np.max(high))))
 
 
-def symmetric_weight_range(high: Array) -> Range:
-    """[-max, max] per channel."""
-    widened = widen_small_channels(high)
-    return Range(-widened, widened)
+def symmetric_weight_range(high: Array, levels: int) -> Range:
+    """[-max, max] per channel, for an odd number of levels."""
+    return signed_range(widen_small_channels(high), levels)
 
 
 def symmetric_activation_range(low: Array, high: Array, levels: int, signed: bool, tolerance: float = SIGN_TOLERANCE) -> Range:
-    """[0, max] where nothing is negative, else a range in which zero falls on a level: [-max * L / (L - 2), max].
+    """[0, max] where nothing is negative, else a range with zero on a level and one step more below it where `levels` is even.
 
     low: aggregated minimum, for the sign alone. tolerance: negative values down to this share of max count as zero.
     """
     high = widen_small_channels(high)
     if not signed and np.all(low >= -tolerance * np.max(high)):
         return Range(np.zeros_like(high), high)
-    return Range(-high * levels / (levels - 2), high)
+    return signed_range(high, levels)
 
 
-def asymmetric_range(low: Array, high: Array, bits: int, exact_zero_at_borders: bool = True) -> Range:
+def signed_range(high: Array, levels: int) -> Range:
+    """The symmetric range up to `high`: as many steps below zero as above, or one more."""
+    return Range(-high * (levels // 2) / ((levels - 1) // 2), high)
+
+
+def asymmetric_range(low: Array, high: Array, levels: int, exact_zero_at_borders: bool = True) -> Range:
     """A range that contains zero exactly on a level: one border is moved, the choice that gives the wider range.
 
-    With n = 2^bits - 1 steps, zero goes to level z = round(-low * n / (high - low)).
+    With n = levels - 1 steps, zero goes to level z = round(-low * n / (high - low)).
     exact_zero_at_borders: where z is the first or last level the border becomes zero (POT leaves it where it is, and
     zero up to half a step beside a level).
     """
     degenerate = high - low <= SMALLEST_WIDTH
     low = np.minimum(np.where(degenerate, low - SMALLEST_WIDTH, low), 0.0)
     high = np.maximum(np.where(degenerate, high + SMALLEST_WIDTH, high), 0.0)
-    return zero_on_level(low, high, bits, exact_zero_at_borders)
+    return zero_on_level(low, high, levels, exact_zero_at_borders)
 
 
-def zero_on_level(low: Array, high: Array, bits: int, exact_zero_at_borders: bool = True) -> Range:
-    """Move one border of a range around zero so that zero falls on a level (see `asymmetric_range`)."""
-    steps = 2.0**bits - 1
+def zero_on_level(low: Array, high: Array, levels: int, exact_zero_at_borders: bool = True, narrow: bool = False) -> Range:
+    """Move one border of a range around zero so that zero falls on a level (see `asymmetric_range`).
+
+    narrow: take the choice that gives the narrower range instead.
+    """
+    steps = levels - 1
     zero = np.round(-low * steps / (high - low))
     with np.errstate(divide="ignore", invalid="ignore"):
         moved_low = np.where(zero < steps, zero / (zero - steps) * high, low)
         moved_high = np.where(zero > 0, (zero - steps) / zero * low, high)
+    move_low = (high - moved_low > moved_high - low) != narrow
+    move_high = ~move_low
     if exact_zero_at_borders:
         low = np.where(zero == 0, 0.0, low)
         high = np.where(zero == steps, 0.0, high)
         inner = (zero > 0) & (zero < steps)
-        move_low = inner & (high - moved_low > moved_high - low)
-        move_high = inner & ~move_low
-    else:
-        move_low = high - moved_low > moved_high - low
-        move_high = ~move_low
+        move_low, move_high = move_low & inner, move_high & inner
     return Range(np.where(move_low, moved_low, low), np.where(move_high, moved_high, high))
 
 
 def clip_range(borders: Range, lowest: float | None, highest: float | None) -> Range:
-    """No border wider than the configured clipping values."""
+    """No border wider than the configured clipping values; zero may end up beside the levels, as POT has it."""
     low = borders.low if lowest is None else np.maximum(borders.low, lowest)
     high = borders.high if highest is None else np.minimum(borders.high, highest)
     return Range(low, high)
+
+
+def clip_with_zero(borders: Range, lowest: float | None, highest: float | None, levels: int, symmetric: bool) -> Range:
+    """No border wider than the configured clipping values, and zero on a level."""
+    if lowest is None and highest is None:
+        return borders
+    clipped = clip_range(borders, lowest, highest)
+    if not symmetric:
+        return zero_on_level(*clipped, levels, narrow=True)
+    # Both borders by the same factor.
+    with np.errstate(divide="ignore", invalid="ignore"):
+        shares = [np.where(border != 0, limited / border, 1.0) for border, limited in zip(borders, clipped, strict=True)]
+    share = np.minimum(*shares)
+    return Range(borders.low * share, borders.high * share)
 
 
 def fake_quantize(values: NDArray[np.floating], borders: Range, levels: int) -> NDArray[np.float32]:
@@ -94,5 +113,12 @@ def fake_quantize(values: NDArray[np.floating], borders: Range, levels: int) -> 
     """
     low, high = (np.asarray(border, np.float32) for border in borders)
     width, steps = high - low, np.float32(levels - 1)
-    clamped = np.clip(values.astype(np.float32, copy=False), low, high)
-    return np.round((clamped - low) / width * steps) / steps * width + low
+    result = np.asarray(np.clip(values.astype(np.float32, copy=False), low, high))
+    result -= low
+    result /= width
+    result *= steps
+    np.round(result, out=result)
+    result /= steps
+    result *= width
+    result += low
+    return result

@@ -91,14 +91,20 @@ def read_target(device: schema.TargetDevice) -> Target:
 
 
 def restrict(alternatives: Sequence[Scheme], wanted: schema.Scheme, what: str, allow_unsupported: bool) -> tuple[Scheme, ...]:
-    """The alternatives that have exactly the wanted values; `what` names the place in error messages."""
+    """The alternatives that have exactly the wanted values, or if there is none, what alternatives with them can stand in for.
+
+    ConfigError if the target offers nothing of the kind; `what` names the place.
+    """
     keys = {key: getattr(wanted, key) for key in ("bits", "mode", "granularity", "level_low", "level_high")}
     given = {key: value for key, value in keys.items() if value is not None}
-    kept = tuple(scheme for scheme in alternatives if all(getattr(scheme, key) == value for key, value in given.items()))
-    if kept or not alternatives:
-        return kept
+    for offer in (alternatives, extend(alternatives)):
+        kept = tuple(scheme for scheme in offer if all(getattr(scheme, key) == value for key, value in given.items()))
+        if kept or not alternatives:
+            return kept
     if allow_unsupported:
-        base = [{**vars(scheme), **({"level_low": None, "level_high": None} if "bits" in given else {}), **given} for scheme in alternatives]
+        base = [
+            {**vars(scheme), **({"level_low": None, "level_high": None} if "bits" in given else {}), **given} for scheme in alternatives
+        ]
         return tuple(dict.fromkeys(Scheme(**entry) for entry in base))
     offered = "; ".join(describe(scheme) for scheme in alternatives)
     asked = ", ".join(f"{key}={value}" for key, value in given.items())
@@ -131,9 +137,11 @@ def extend(alternatives: Sequence[Scheme]) -> tuple[Scheme, ...]:
     def weaker(scheme: Scheme) -> list[Scheme]:
         modes = dict.fromkeys((scheme.mode, "symmetric"))
         granularities = dict.fromkeys((scheme.granularity, "pertensor"))
-        return [Scheme(scheme.bits, mode, granularity, scheme.level_low, scheme.level_high) for mode in modes for granularity in granularities]
+        return [
+            Scheme(scheme.bits, mode, granularity, scheme.level_low, scheme.level_high) for mode in modes for granularity in granularities
+        ]
 
-    ordered = {scheme: None for scheme in alternatives}
+    ordered = dict.fromkeys(alternatives)
     ordered.update((weak, None) for scheme in alternatives for weak in weaker(scheme))
     return tuple(sorted(ordered, key=lambda scheme: (scheme.perchannel, not scheme.symmetric)))
 

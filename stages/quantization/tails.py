@@ -37,12 +37,16 @@ def tail_quantile(tail: NDArray[np.floating], size: NDArray[np.integer] | int, p
     return np.asarray(first + (second - first) * (place - below))
 
 
-def absolute_tail(lowest: Array, highest: Array) -> Array:
-    """The tail of the absolute values [..., k] from the lower and upper tails of the values [..., k]."""
-    both = np.abs(np.concatenate([lowest, highest], axis=-1))
-    both[np.isnan(both)] = -1
-    # Where the two tails overlap (tensors hardly longer than a tail) a value may appear twice.
-    return -np.sort(-both, axis=-1)[..., : lowest.shape[-1]]
+def absolute_tail(lowest: Array, highest: Array, size: NDArray[np.integer] | int) -> Array:
+    """The tail of the absolute values [..., k] from the lower and upper tails [..., k] of tensors with `size` values.
+
+    NaN in the tails stands for values that a tensor has not.
+    """
+    length = lowest.shape[-1]
+    # In tensors hardly longer than a tail the two overlap: what the lower one holds is left out of the upper one.
+    twice = np.arange(length) >= np.asarray(size)[..., None] - length
+    both = np.abs(np.concatenate([lowest, np.where(twice, np.nan, highest)], axis=-1))
+    return np.asarray(np.sort(-both, axis=-1)[..., :length] * np.float32(-1))  # sorted, NaN comes last
 
 
 def extremes(values: NDArray[np.floating], length: int, *, upper: bool) -> Array:
@@ -85,12 +89,18 @@ def tails_in_graph(output: ov.Output, length: int) -> tuple[ov.Output, ov.Output
 
 def channel_tails_in_graph(output: ov.Output, length: int) -> tuple[ov.Output, ov.Output]:
     """The same per channel (axis 1) -> [1, C, n] each."""
-    rank = len(output.get_shape())
+    axes = np.array([axis for axis in range(len(output.get_shape())) if axis != 1])
     ends = []
-    for reduce, mode in ((op.reduce_min, "min"), (op.reduce_max, "max")):
+    for reduce, mode, beyond in ((op.reduce_min, "min", np.inf), (op.reduce_max, "max", -np.inf)):
         if length == 1:
-            axes = np.array([axis for axis in range(rank) if axis != 1])
             ends.append(op.unsqueeze(reduce(output, axes, False), np.array([0, 2])).output(0))
+        elif length == 2:  # much faster than TopK: the extreme, and the extreme of what is left without it
+            first = reduce(output, axes, True)
+            is_first = op.equal(output, first)
+            left = reduce(op.select(is_first, op.constant(np.float32(beyond)), output), axes, True)
+            tied = op.greater(op.reduce_sum(op.convert(is_first, "f32"), axes, True), op.constant(np.float32(1)))
+            pair = (op.reshape(end, np.array([1, -1, 1]), False) for end in (first, op.select(tied, first, left)))
+            ends.append(op.concat(list(pair), 2).output(0))
         else:
             columns = op.reshape(_channels_last(output), np.array([-1, output.get_shape()[1]]), False)
             best = op.topk(columns, np.int64(length), 0, mode, "none")

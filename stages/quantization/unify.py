@@ -20,7 +20,7 @@ def unified_groups(quantizers: list[Node], nodes: list[Node], target: Target) ->
     for start in activations:
         if start in assigned:
             continue
-        reached = [start, *walk([start], lambda node: _neighbours(node, target))]
+        reached = {start: None} | dict.fromkeys(walk([start], lambda node: _neighbours(node, target)))
         members = [node for node in activations if node in reached]
         bridges = [node for node in reached if node.type in target.unified_scales and not any(p.constant for p in node.producers())]
         if len(members) > 1 and any(_scales_matter(bridge, target) for bridge in bridges):
@@ -37,7 +37,8 @@ def unified_groups(quantizers: list[Node], nodes: list[Node], target: Target) ->
 
 def _neighbours(node: Node, target: Target) -> Iterator[Node]:
     for other in (*node.producers(), *(edge.node for edge in node.all_consumers())):
-        if not other.constant and (other.type in target.pass_through or (other.type == FAKE_QUANTIZE and not other.inputs[0].node.constant)):
+        of_activation = other.type == FAKE_QUANTIZE and not other.inputs[0].node.constant
+        if not other.constant and (other.type in target.pass_through or of_activation):
             yield other
 
 

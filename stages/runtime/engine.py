@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import re
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice
@@ -46,13 +47,11 @@ def compile(model: ov.Model, engine: Engine, precision: str = "f32", *, hint: st
     try:
         return core().compile_model(model, engine.device, properties)
     except RuntimeError as error:
-        devices = ", ".join(core().available_devices)
-        if engine.device.split(":")[0].split(".")[0] not in {device.split(".")[0] for device in core().available_devices} | {
-            "AUTO",
-            "HETERO",
-            "MULTI",
-        }:
-            raise UserError(f"engine.device is {engine.device!r}, but the devices here are: {devices}") from error
+        devices = core().available_devices
+        # "GPU.1" is a device of its kind, "AUTO:GPU,CPU" a rule that picks one.
+        kinds = {device.split(".")[0] for device in devices} | {"AUTO", "HETERO", "MULTI"}
+        if re.split("[.:]", engine.device)[0] not in kinds:
+            raise UserError(f"engine.device is {engine.device!r}, but the devices here are: {', '.join(devices)}") from error
         raise UserError(f"{engine.device} cannot run the model in precision {precision!r}: {last_line(error)}") from error
 
 

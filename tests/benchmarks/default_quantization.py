@@ -15,6 +15,7 @@ import argparse
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +25,11 @@ import yaml
 
 from stages import schema
 from stages.quantization.build import build
+from stages.quantization.collection import collect
 from stages.quantization.graph import read_graph
 from stages.quantization.planning import make_plan
 from stages.quantization.points import statistics_points
 from stages.quantization.schemes import read_target
-from stages.quantization.statistics import collect
 from stages.runtime import engine
 from stages.runtime.datasets import Sample, checked, model_inputs
 from stages.runtime.latency import latency, speed_up
@@ -56,8 +57,8 @@ def main() -> None:
     plain = _median(lambda: _drain(engine.infer(engine.compile(model, ENGINE), calibration)), arguments.repeat)[0]
     print(f"{arguments.calibration} calibration samples; plain asynchronous f32 inference: {plain:.1f} CPU s")
     for preset in arguments.presets:
-        ours_seconds, ours = _median(lambda preset=preset: _ours(model, calibration, preset), arguments.repeat)
-        theirs_seconds, theirs = _median(lambda preset=preset: _nncf(model, calibration, preset), arguments.repeat)
+        ours_seconds, ours = _median(partial(_ours, model, calibration, preset), arguments.repeat)
+        theirs_seconds, theirs = _median(partial(_nncf, model, calibration, preset), arguments.repeat)
         print(
             f"{preset}: ours {ours_seconds:.1f} CPU s, NNCF {theirs_seconds:.1f} CPU s, ratio {ours_seconds / theirs_seconds:.2f};"
             f" ours over plain inference {ours_seconds / plain:.2f}, NNCF over plain inference {theirs_seconds / plain:.2f}",
@@ -115,7 +116,7 @@ def _nncf(model: ov.Model, samples: Sequence[Sample], preset: str) -> ov.Model:
 
 
 def _print_accuracy(models: dict[str, ov.Model], samples: Sequence[Sample]) -> None:
-    metric = ExactMatch()
+    metric = ExactMatch(ignore_space=True)
     metric.bind(models["fp32"])
     compiled = {name: engine.compile(model, ENGINE, "f32") for name, model in models.items()}
     values = engine.evaluate_metrics(compiled, samples, {"exact_match": metric})
@@ -127,7 +128,9 @@ def _print_latency(ours: ov.Model, theirs: ov.Model, sample: Sample) -> None:
     times = latency(compiled, dict(enumerate(sample.inputs.values())), seconds=10)
     ratio = speed_up(times["nncf"], times["ours"])
     medians = {name: 1000 * float(np.median(values)) for name, values in times.items()}
-    print(f"  latency: ours {medians['ours']:.2f} ms, NNCF {medians['nncf']:.2f} ms; NNCF / ours {ratio.median:.2f} [{ratio.low:.2f}, {ratio.high:.2f}]")
+    print(
+        f"  latency: ours {medians['ours']:.2f} ms, NNCF {medians['nncf']:.2f} ms; NNCF / ours {ratio.median:.2f} [{ratio.low:.2f}, {ratio.high:.2f}]"
+    )
 
 
 if __name__ == "__main__":

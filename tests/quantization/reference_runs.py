@@ -15,14 +15,15 @@ import yaml
 
 from stages import schema
 from stages.quantization import statistics as stored
-from stages.quantization.alignment import bias_values
 from stages.quantization.build import build
+from stages.quantization.collection import collect
 from stages.quantization.graph import Graph, read_graph
-from stages.quantization.plan import Plan, Quantizer
+from stages.quantization.plan import Plan, Quantizer, TensorName
 from stages.quantization.planning import make_plan
 from stages.quantization.points import statistics_points
 from stages.quantization.schemes import Target, read_target
 from stages.quantization.solve import Solved
+from stages.quantization.weights import bias_values
 
 FOLDER = Path(__file__).parent / "reference"
 CONF = Path(__file__).parents[2] / "conf"
@@ -71,7 +72,7 @@ def statistics(name: str, samples: int, device: str = "any", probabilities: tupl
         for sample in data:
             yield list(compiled([sample[None]]).values())
 
-    return stored.collect(read, statistics_points(graph, target(device)), probabilities, probabilities, infer, samples)
+    return collect(read, statistics_points(graph, target(device)), probabilities, probabilities, infer, samples)
 
 
 @dataclass(frozen=True)
@@ -96,7 +97,7 @@ class Run:
             }
             if len(found) != 1:
                 # POT gives convolutions without a bias an Add of zeros, which is then the source.
-                source = by_source.get((entry["source"].removesuffix("/add_"), entry["source_port"]))
+                source = by_source.get(TensorName(entry["source"].removesuffix("/add_"), entry["source_port"]))
                 assert source is not None, f"POT quantizes {entry['source']} for {entry['consumers']}, we do not"
                 found = {source.name: source}
             pairs.append((entry, next(iter(found.values()))))

@@ -25,6 +25,7 @@ RUNS = [
     "mbv3se.quantile",
     "mbv3se.hl_estimator",
     "resnet.gpu",
+    "resnet.cpu_spr",
 ]
 TOLERANCE = 1e-5
 

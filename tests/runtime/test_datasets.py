@@ -21,7 +21,7 @@ from tests.runtime import models
 @pytest.fixture
 def npz(tmp_path: Path) -> Callable[..., str]:
     def write(**arrays: np.ndarray) -> str:
-        np.savez(tmp_path / "data.npz", **arrays)
+        np.savez(tmp_path / "data.npz", **arrays)  # type: ignore[arg-type]
         return str(tmp_path / "data.npz")
 
     return write
@@ -357,7 +357,7 @@ def test_a_sample_that_has_changed_is_noticed() -> None:
 
 def test_identity_tells_contents_apart() -> None:
     zeros, ones = np.zeros((1, 2), np.float32), np.ones((1, 2), np.float32)
-    inputs = [
+    inputs: list[dict[str, np.ndarray]] = [
         {"x": zeros},
         {"x": ones},
         {"y": zeros},

@@ -1,0 +1,335 @@
+"""Choosing samples and preparing: what is pinned down, and what stops it."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import openvino as ov
+import pytest
+from openvino import opset13 as operations
+from PIL import Image
+
+from stages import prepare, samples
+from stages.errors import UserError
+from stages.runtime.datasets import Samples, model_inputs
+from stages.runtime.metrics import Metric
+from stages.schema import Config, Data, Model, Quantization
+from tests.project import Outcome, Project
+from tests.runtime import models
+
+ARRAYS = "stages.runtime.datasets.Arrays"
+ACCURACY = {"accuracy": {"_target_": "stages.runtime.metrics.Accuracy"}}
+ERROR = {"error": {"_target_": "stages.runtime.metrics.ReferenceError"}}
+
+
+@pytest.fixture
+def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working folder with a model of 4 features and 3 classes, and 20 labelled samples."""
+    monkeypatch.chdir(tmp_path)
+    generator = np.random.default_rng(0)
+    ov.serialize(models.linear(generator.normal(size=(4, 3))), "net.xml")
+    np.savez("data.npz", x=generator.normal(size=(20, 4)), y=np.arange(20) % 3)
+    np.savez("other.npz", x=generator.normal(size=(7, 4)), y=np.arange(7) % 3)
+    return tmp_path
+
+
+def config(metric: dict[str, Any] = ACCURACY, **data: Any) -> Config:
+    sets: dict[str, Any] = {"calibration": {"_target_": ARRAYS, "path": "data.npz"}} | data
+    return Config(model=Model(name="net", path="net.xml"), data=Data(name="data", **sets), metric=metric)
+
+
+OTHER = {"_target_": ARRAYS, "path": "other.npz"}
+
+
+def read_json(path: str) -> Any:
+    return json.loads(Path(path).read_text(encoding="utf-8"))
+
+
+def indices(name: str) -> list[int]:
+    return [entry["index"] for entry in read_json("build/prepare/dataset.json")[name]["samples"]]
+
+
+# ------------------------------------------------------------------------------------------------ what is written
+
+
+def test_what_prepare_writes(workspace: Path) -> None:
+    record = prepare.main(config(calibration_size=12))
+    assert sorted(path.name for path in Path("build/prepare").iterdir()) == ["dataset.json", "model.bin", "model.json", "model.xml"]
+    assert (record["calibration"], record["validation"]) == (12, 8)
+    model = ov.Core().read_model("build/prepare/model.xml")
+    described = read_json("build/prepare/model.json")
+    assert described["inputs"] == [{"name": "x", "aliases": ["x"], "shape": [1, 4], "type": "float32"}]
+    assert described["outputs"] == [{"name": "scores", "aliases": ["scores"], "shape": [1, 3], "type": "f32"}]
+    assert (described["name"], described["source"], described["framework"]) == ("net", "net.xml", "ir")
+    assert list(described["files"]) == ["net.bin", "net.xml"]
+    assert {operation.get_friendly_name() for operation in model.get_ops()} >= {"x", "scores"}
+    dataset = read_json("build/prepare/dataset.json")
+    assert (indices("calibration"), indices("validation")) == (list(range(12)), list(range(12, 20)))
+    assert dataset["shared"] == 0
+    hashes = [entry["sha256"] for name in ("calibration", "validation") for entry in dataset[name]["samples"]]
+    assert len(set(hashes)) == 20
+    assert len({entry["target"] for entry in dataset["validation"]["samples"]}) == 3
+
+
+def test_the_same_bytes_again(workspace: Path) -> None:
+    def contents() -> dict[str, bytes]:
+        return {path.name: path.read_bytes() for path in Path("build/prepare").iterdir()}
+
+    prepare.main(config(shuffle=True, calibration_size=5))
+    first = contents()
+    prepare.main(config(shuffle=True, calibration_size=5))
+    assert contents() == first
+
+
+class Once:
+    """Samples that may be read once."""
+
+    def __init__(self, count: int) -> None:
+        self.left = set(range(count))
+
+    def __len__(self) -> int:
+        return 8
+
+    def __getitem__(self, index: int) -> Any:
+        self.left.remove(index)
+        return np.full((1, 4), index), 0
+
+
+def test_every_sample_is_read_once(workspace: Path) -> None:
+    prepare.main(config(calibration={"_target_": f"{__name__}.Once", "count": 8}, calibration_size=5))
+    assert len(indices("calibration") + indices("validation")) == 8
+
+
+# ------------------------------------------------------------------------------------------------ which samples
+
+
+def chosen(settings: Config) -> tuple[list[int], list[int]]:
+    calibration, validation = samples.choose(settings, model_inputs(ov.Core().read_model("net.xml")))
+    return calibration.indices, validation.indices
+
+
+FIRST, LAST = list(range(12)), list(range(12, 20))
+
+
+@pytest.mark.parametrize(
+    ("data", "calibration", "validation"),
+    [
+        ({"calibration_size": 12}, FIRST, LAST),
+        ({"calibration_size": 12, "validation_size": 3}, FIRST, [12, 13, 14]),
+        ({"validation": OTHER}, list(range(20)), list(range(7))),
+        ({"validation": OTHER, "calibration_size": 2, "validation_size": 3}, [0, 1], [0, 1, 2]),
+        # With too few samples for both, the unused come first.
+        ({"calibration_size": 20, "allow_overlap": True}, list(range(20)), list(range(20))),
+        ({"allow_overlap": True}, list(range(20)), list(range(20))),
+        ({"calibration_size": 12, "validation_size": 10, "allow_overlap": True}, FIRST, [*LAST, 0, 1]),
+        ({"calibration_size": 12, "allow_overlap": True}, FIRST, LAST),
+    ],
+)
+def test_which_samples(workspace: Path, data: dict[str, Any], calibration: list[int], validation: list[int]) -> None:
+    assert chosen(config(**data)) == (calibration, validation)
+
+
+def test_300_samples_calibrate_when_one_set_serves_both(workspace: Path) -> None:
+    np.savez("data.npz", x=np.zeros((310, 4)))
+    calibration, validation = chosen(config())
+    assert (calibration, validation) == (list(range(300)), list(range(300, 310)))
+
+
+def test_shuffled_by_seed_and_still_disjoint(workspace: Path) -> None:
+    settings = config(calibration_size=12, shuffle=True)
+    calibration, validation = chosen(settings)
+    assert sorted(calibration + validation) == list(range(20))
+    assert calibration != sorted(calibration)
+    assert chosen(settings) == (calibration, validation)
+    assert chosen(dataclasses.replace(settings, seed=1)) != (calibration, validation)
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        ({}, r"calibration takes 20 of the 20 samples of data\.calibration, which leaves 0 for validation: .*data\.allow_overlap"),
+        ({"calibration_size": 15, "validation_size": 6}, r"calibration takes 15 of the 20 .* leaves 5"),
+        ({"calibration_size": 21}, r"data\.calibration_size is 21, but data\.calibration has 20 samples"),
+        ({"validation": OTHER, "validation_size": 8}, r"data\.validation_size is 8, but data\.validation has 7 samples"),
+        ({"validation_size": 21, "allow_overlap": True}, r"data\.validation_size is 21, but data\.calibration has 20 samples"),
+        ({"validation": OTHER | {"path": "none.npz"}}, r"data\.validation: data file none\.npz does not exist"),
+        ({"calibration": {"_target_": "builtins.list"}}, r"data\.calibration: the data set has no samples"),
+        ({"calibration": {"_target_": "builtins.int"}}, r"data\.calibration: int is no data set; it needs __len__ and __getitem__"),
+    ],
+)
+def test_sets_that_cannot_be_chosen(workspace: Path, data: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        chosen(config(**data))
+
+
+def test_shared_contents_stop_unless_allowed(workspace: Path) -> None:
+    x = np.arange(40.0).reshape(10, 4)
+    np.savez("data.npz", x=x, y=np.zeros(10, int))
+    np.savez("other.npz", x=np.vstack([x[[3, 5]], x + 1]), y=np.arange(12) % 3)  # with other labels
+    with pytest.raises(UserError, match="2 of 12 validation samples are also calibration samples"):
+        prepare.main(config(validation=OTHER))
+    assert not Path("build/prepare").exists()
+    prepare.main(config(validation=OTHER, allow_overlap=True))
+    assert read_json("build/prepare/dataset.json")["shared"] == 2
+
+
+# ------------------------------------------------------------------------------------------------ reading them later
+
+
+def same(left: Samples, right: Sequence[Any]) -> bool:
+    return all(np.array_equal(a.inputs["x"], b) for a, b in zip(left, right, strict=True))
+
+
+@pytest.mark.parametrize("validation", [None, OTHER])
+def test_later_stages_read_what_was_prepared(workspace: Path, validation: dict[str, Any] | None) -> None:
+    settings = config(validation=validation, calibration_size=12, shuffle=True)
+    prepare.main(settings)
+    x, other = (np.load(name)["x"].astype(np.float32)[:, None] for name in ("data.npz", "other.npz"))
+    assert same(samples.calibration_samples(settings), x[indices("calibration")])
+    assert same(samples.validation_samples(settings), (x if validation is None else other)[indices("validation")])
+
+
+def test_a_subset_for_the_statistics(workspace: Path) -> None:
+    settings = config(calibration_size=12)
+    prepare.main(settings)
+    few = dataclasses.replace(settings, quantization=Quantization(stat_subset_size=5))
+    assert samples.calibration_samples(few).indices == [0, 1, 2, 3, 4]
+    assert len(list(samples.calibration_samples(few))) == 5
+    many = dataclasses.replace(settings, quantization=Quantization(stat_subset_size=13))
+    with pytest.raises(UserError, match="stat_subset_size is 13, but there are 12 calibration samples"):
+        samples.calibration_samples(many)
+
+
+def test_changed_data_is_noticed(workspace: Path) -> None:
+    settings = config(calibration_size=12)
+    prepare.main(settings)
+    data = dict(np.load("data.npz"))
+    data["y"][15] += 1
+    np.savez("data.npz", **data)
+    assert len(list(samples.calibration_samples(settings))) == 12
+    with pytest.raises(UserError, match=r"validation sample 15 has changed since the stage `prepare`"):
+        list(samples.validation_samples(settings))
+    np.savez("data.npz", x=data["x"][:16], y=data["y"][:16])
+    with pytest.raises(UserError, match=r"data\.validation now has 16 samples, fewer than in the stage `prepare`"):
+        samples.validation_samples(settings)
+
+
+# ------------------------------------------------------------------------------------------------ what stops it
+
+
+class NoMetric:
+    """Looks like a metric, but is none."""
+
+
+def test_labels_are_checked_by_every_metric_that_uses_them(workspace: Path) -> None:
+    np.savez("data.npz", x=np.random.default_rng(0).normal(size=(20, 4)), y=np.array([0] * 19 + [3]))
+    with pytest.raises(UserError, match=r"validation sample 19: label 3 is out of range: the model has 3 classes, 0 to 2"):
+        prepare.main(config(calibration_size=12))
+    assert not Path("build/prepare").exists()
+    prepare.main(config(ERROR, calibration_size=12))
+
+
+def test_missing_labels(workspace: Path) -> None:
+    np.savez("data.npz", x=np.random.default_rng(0).normal(size=(20, 4)))
+    with pytest.raises(UserError, match=r"validation sample 12: Accuracy needs a class index as label, not an unlabelled sample"):
+        prepare.main(config(calibration_size=12))
+    prepare.main(config(ERROR, calibration_size=12))
+
+
+def test_a_metric_must_be_one(workspace: Path) -> None:
+    with pytest.raises(UserError, match=r"metric\.mine: NoMetric is not derived from stages\.runtime\.metrics\.Metric"):
+        prepare.main(config({"mine": {"_target_": f"{__name__}.NoMetric"}}, calibration_size=12))
+
+
+class Mine(Metric):
+    """A metric of one's own, with an argument and a rule about targets."""
+
+    def __init__(self, most: int) -> None:
+        self.most = most
+
+    def check(self, target: Any) -> None:
+        if target > self.most:
+            raise UserError(f"more than {self.most}")
+
+    def per_sample(self, outputs: Sequence[np.ndarray], target: Any) -> float:
+        return float(target)
+
+
+def test_a_metric_of_ones_own_checks_labels_too(workspace: Path) -> None:
+    mine = {"_target_": f"{__name__}.Mine", "most": 1}
+    with pytest.raises(UserError, match="validation sample 14: more than 1"):
+        prepare.main(config({"mine": mine}, calibration_size=12))
+    prepare.main(config({"mine": mine | {"most": 2}}, calibration_size=12))
+
+
+# ------------------------------------------------------------------------------------------------ as a stage
+
+PARAMS = """\
+model: {name: net, path: net.xml}
+data: {name: own, calibration: {_target_: stages.runtime.datasets.ImageFolder, path: images, size: [2, 2]}, calibration_size: 4}
+tracking: {enabled: false}
+"""
+
+
+@pytest.fixture
+def own(project: Project) -> Project:
+    """The project with a model and a folder of images of its own, prepared."""
+    project.params(PARAMS, "model: local", "data: custom", "metric: accuracy")
+    x = operations.parameter([1, 3, 2, 2], np.float32, name="x")
+    flat = operations.reshape(x, np.array([1, 12]), False)
+    ov.serialize(models.named(ov.Model([flat], [x])), project.root / "net.xml")
+    generator = np.random.default_rng(0)
+    for index in range(8):
+        path = project.root / "images" / ("ab"[index % 2]) / f"{index}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(generator.integers(0, 256, (5, 5, 3), dtype=np.uint8)).save(path)
+    outcome = project.repro("prepare")
+    assert outcome.code == 0, outcome.output
+    return project
+
+
+def prepared(project: Project) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in (project.root / "build" / "prepare").iterdir()}
+
+
+def again(project: Project) -> Outcome:
+    """Run `prepare` through DVC although nothing that DVC watches has changed."""
+    return project.repro("--force", "--single-item", "prepare")
+
+
+@pytest.mark.parametrize("problem", ["image", "model", "empty"])
+def test_bad_input_is_one_line_and_the_outputs_come_back(own: Project, problem: str) -> None:
+    before = prepared(own)
+    if problem == "image":
+        (own.root / "images" / "b" / "5.png").write_bytes(b"no image")
+        message = "prepare: error: cannot read image images/b/5.png: cannot identify image file"
+    elif problem == "model":
+        (own.root / "net.xml").write_bytes(b"no model")
+        message = "prepare: error: net.xml is corrupt or no .xml model"
+    else:
+        for path in (own.root / "images").rglob("*.png"):
+            path.unlink()
+        message = "prepare: error: data.calibration: image folder images has no images"
+    outcome = again(own)
+    assert outcome.code != 0
+    (line,) = outcome.errors
+    assert line.startswith(message)
+    assert "Traceback" not in outcome.output
+    assert not list((own.root / "build").glob(".prepare*"))
+    restored = own.run(sys.executable, "-m", "dvc", "checkout", "build/prepare")
+    assert restored.code == 0, restored.output
+    assert prepared(own) == before
+
+
+def test_preparing_again_gives_the_same_bytes(own: Project) -> None:
+    before = prepared(own)
+    assert again(own).code == 0
+    assert prepared(own) == before
+    labels = [entry["label"] for entry in json.loads(before["dataset.json"])["validation"]["samples"]]
+    assert labels == ["images/b/1.png", "images/b/3.png", "images/b/5.png", "images/b/7.png"]
