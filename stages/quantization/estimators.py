@@ -67,9 +67,10 @@ def aggregate(name: str, values: Array) -> Array:
 
 
 def _without_outliers(values: Array, combine: str) -> Array:
-    """Mean or median of what lies between the 1 % and 99 % quantiles (inclusive), per channel."""
+    """Mean or median of what lies between the 1 % and 99 % quantiles (inclusive), per channel; of two samples: both."""
     low, high = np.quantile(values, [0.01, 0.99], axis=0)
-    inside = np.where((values >= low) & (values <= high), values, np.nan)
+    keep = (values >= low) & (values <= high)
+    inside = np.where(keep | ~keep.any(axis=0), values, np.nan)
     return np.asarray(np.nanmean(inside, axis=0) if combine == "mean" else np.nanmedian(inside, axis=0))
 
 

@@ -50,7 +50,8 @@ def place(graph: Graph, target: Target, skipped: dict[Node, str], ignored: dict[
         target: What the device can run.
         skipped: Nodes of ignored blocks with the reason; they get no quantizer and none moves up through them.
         ignored: Nodes that the user (or the model type) excludes; they get no quantizer, but others may move through them.
-        quantize_numbers: Also quantize constants of element-wise operations that are a single number, as POT does.
+        quantize_numbers: Also quantize element-wise operations with a single number, as POT does. That is no faster: on quantized data
+            they are merged into the scale, on other data the quantizer is one operation more.
     """
     original = graph.nodes
     graph = graph.copy()
@@ -127,12 +128,16 @@ class _Work:
             return f"ignored block: {self.skipped[node]}"
         if node in self.ignored:
             return self.ignored[node]
+        if not any(port.node.is_float[port.index] for port in node.inputs):
+            return "works on integers"
         if not self.target.quantizable(operation_kind(node)):
             return f"{self.target.name} has no quantized {operation_kind(node)}"
         if node.type in RECURRENT_PORTS and node.attributes().get("linear_before_reset"):
-            return "linear_before_reset"
+            return "a recurrent cell with linear_before_reset"
         if any(not node.inputs[port].node.is_float[node.inputs[port].index] for port in self._ports(node)):
             return "works on integers"
+        if not self.quantize_numbers and self._has_number(node):
+            return "element-wise with a single number"
         return None
 
     def _reason_against_port(self, node: Node, port: int) -> str | None:
@@ -147,10 +152,13 @@ class _Work:
             return f"{self.target.name} has no quantized {group} for {operation_kind(node)}"
         if source.constant and weight_constant(producer) is None:
             return "a constant that is computed, not stored in floating point"
-        is_number = source.constant and math.prod(source.shapes[producer.index] or ()) == 1
-        if is_number and not self.quantize_numbers and node.type not in OPERATIONS_WITH_WEIGHTS and node.type not in RECURRENT_PORTS:
-            return "a single number"
         return None
+
+    def _has_number(self, node: Node) -> bool:
+        """Whether an element-wise operation has a constant of a single element."""
+        if node.type in OPERATIONS_WITH_WEIGHTS or node.type in RECURRENT_PORTS or node.type in FIRST_PORT_ONLY:
+            return False
+        return any(port.node.constant and math.prod(port.node.shapes[port.index] or ()) == 1 for port in node.inputs)
 
     def _ports(self, node: Node) -> Iterable[int]:
         if node.type in TWO_OPERANDS:
@@ -162,7 +170,7 @@ class _Work:
         return range(len(node.inputs))
 
     def _insert(self, edge: Edge) -> Node:
-        """A new FakeQuantize on one input (weights: directly after their Constant's last conversion)."""
+        """A new FakeQuantize on one input."""
         producer = edge.node.inputs[edge.index]
         word = "weights" if producer.node.constant else "input"
         quantizer = Node(
@@ -212,9 +220,11 @@ class _Work:
     def _jump_ports(self, node: Node) -> list[int]:
         """The inputs to which a quantizer moves from the output of an operation that passes data on; none: it stays."""
         if node.type in JUMP_FIRST_INPUT:
-            return [0] if self._can_sit_on(node.inputs[0]) else []
+            # Of two tensors that a Minimum or Maximum compares, one quantized is not enough.
+            compares = node.type in ("Minimum", "Maximum") and not node.inputs[1].node.constant
+            return [] if compares or not self._can_sit_on(node.inputs[0]) else [0]
         if node.type in JUMP_ALL_INPUTS:
-            return [index for index, port in enumerate(node.inputs) if self._can_sit_on(port)]
+            return list(range(len(node.inputs))) if all(map(self._can_sit_on, node.inputs)) else []
         if node.type in JUMP_MOVING_INPUTS:
             return [index for index, port in enumerate(node.inputs) if not port.node.constant and port.node.is_float[port.index]]
         return []

@@ -42,9 +42,9 @@ def absolute_tail(lowest: Array, highest: Array, size: NDArray[np.integer] | int
 
     NaN in the tails stands for values that a tensor has not.
     """
-    length = lowest.shape[-1]
+    length, held = lowest.shape[-1], np.count_nonzero(~np.isnan(lowest), axis=-1)
     # In tensors hardly longer than a tail the two overlap: what the lower one holds is left out of the upper one.
-    twice = np.arange(length) >= np.asarray(size)[..., None] - length
+    twice = np.arange(length) >= (np.asarray(size) - held)[..., None]
     both = np.abs(np.concatenate([lowest, np.where(twice, np.nan, highest)], axis=-1))
     return np.asarray(np.sort(-both, axis=-1)[..., :length] * np.float32(-1))  # sorted, NaN comes last
 

@@ -124,13 +124,13 @@ def _print_accuracy(models: dict[str, ov.Model], samples: Sequence[Sample]) -> N
 
 
 def _print_latency(ours: ov.Model, theirs: ov.Model, sample: Sample) -> None:
-    compiled = {name: engine.compile(model, ENGINE, "default", hint="LATENCY") for name, model in (("ours", ours), ("nncf", theirs))}
+    models = {"ours": ours, "nncf": theirs}
+    compiled = {name: engine.compile(model, ENGINE, "default", hint="LATENCY") for name, model in models.items()}
     times = latency(compiled, dict(enumerate(sample.inputs.values())), seconds=10)
-    ratio = speed_up(times["nncf"], times["ours"])
     medians = {name: 1000 * float(np.median(values)) for name, values in times.items()}
-    print(
-        f"  latency: ours {medians['ours']:.2f} ms, NNCF {medians['nncf']:.2f} ms; NNCF / ours {ratio.median:.2f} [{ratio.low:.2f}, {ratio.high:.2f}]"
-    )
+    ratio = speed_up(times["nncf"], times["ours"])
+    print(f"  latency: ours {medians['ours']:.2f} ms, NNCF {medians['nncf']:.2f} ms; NNCF / ours {ratio.median:.2f}", end=" ")
+    print(f"[{ratio.low:.2f}, {ratio.high:.2f}]")
 
 
 if __name__ == "__main__":
