@@ -26,18 +26,21 @@ def core() -> ov.Core:
     return ov.Core()
 
 
-def compile(model: ov.Model, engine: Engine, precision: str = "f32", *, hint: str = "THROUGHPUT") -> ov.CompiledModel:
+def compile(
+    model: ov.Model, engine: Engine, precision: str = "f32", *, hint: str = "THROUGHPUT", counters: bool = False
+) -> ov.CompiledModel:
     """Compile `model` for `engine.device`.
 
     Args:
         precision: "f32", "bf16", "f16", or "default" for what the device prefers. CPUs with AMX or avx512_bf16 prefer bf16
             even for an FP32 model, so statistics and the FP32 baseline must ask for "f32".
         hint: "THROUGHPUT" (as many parallel streams as pay off) or "LATENCY" (one request at a time).
+        counters: count the time of every node, which slows the model down a little.
 
     Raises:
         UserError: the device does not exist, or cannot run the model in this precision.
     """
-    properties: dict[str, Any] = {"PERFORMANCE_HINT": hint}
+    properties: dict[str, Any] = {"PERFORMANCE_HINT": hint, "PERF_COUNT": counters}
     if precision != "default":
         properties["INFERENCE_PRECISION_HINT"] = precision
     if engine.requests and hint == "THROUGHPUT":

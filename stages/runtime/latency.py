@@ -15,7 +15,7 @@ import numpy as np
 import openvino as ov
 from numpy.typing import NDArray
 
-from stages.runtime.engine import compile, core
+from stages.runtime.engine import compile
 from stages.schema import Engine
 
 BLOCK_SECONDS = 0.02
@@ -83,7 +83,7 @@ def benchmark(fp32: ov.Model, int8: ov.Model, engine: Engine, inputs: Inputs, se
         "throughput": {name: rates[name] * batch for name in precisions},
         "speed_up": {name: speed_up(rounds[name], rounds["int8"])._asdict() for name in ("fp32", "default")},
     }
-    return result, node_times(_with_counters(int8, engine), inputs, 0.1 * seconds)
+    return result, node_times(compile(int8, engine, engine.inference_precision, hint="LATENCY", counters=True), inputs, 0.1 * seconds)
 
 
 def precision_of(model: ov.CompiledModel) -> str:
@@ -91,16 +91,6 @@ def precision_of(model: ov.CompiledModel) -> str:
     if "INFERENCE_PRECISION_HINT" not in model.get_property("SUPPORTED_PROPERTIES"):
         return "f32"
     return str(model.get_property("INFERENCE_PRECISION_HINT").to_string())
-
-
-def _with_counters(model: ov.Model, engine: Engine) -> ov.CompiledModel:
-    """A model compiled for latency that counts the time of every node, which slows it down a little."""
-    properties: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY", "PERF_COUNT": True}
-    if engine.inference_precision != "default":
-        properties["INFERENCE_PRECISION_HINT"] = engine.inference_precision
-    if engine.threads:
-        properties["INFERENCE_NUM_THREADS"] = engine.threads
-    return core().compile_model(model, engine.device, properties)
 
 
 def spread(values: NDArray[np.float64]) -> Spread:

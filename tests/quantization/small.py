@@ -152,7 +152,9 @@ def quantized(
     """A model quantized from the samples; `config`: keys of schema.Quantization."""
     statistics = statistics_of(tested, samples, probabilities, channel_probabilities, device, every_channel)
     plan = plan_of(tested, device, **config)
-    result, solved = build(tested, statistics, plan, correction or schema.BiasCorrection(enabled=False), config.get("pot_compatible", False))
+    result, solved = build(
+        tested, statistics, plan, correction or schema.BiasCorrection(enabled=False), config.get("pot_compatible", False)
+    )
     return Quantized(read_graph(tested), plan, solved, result)
 
 

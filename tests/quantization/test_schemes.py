@@ -104,7 +104,10 @@ def test_a_refused_restriction_says_what_the_target_offers() -> None:
 
 def test_forcing_what_the_target_does_not_offer() -> None:
     weights = target("any").alternatives("Convolution", WEIGHTS)
-    assert restrict(weights, schema.Scheme(bits=4), "w", True) == (Scheme(4, "symmetric", "perchannel"), Scheme(4, "asymmetric", "perchannel"))
+    assert restrict(weights, schema.Scheme(bits=4), "w", True) == (
+        Scheme(4, "symmetric", "perchannel"),
+        Scheme(4, "asymmetric", "perchannel"),
+    )
     assert restrict(PERTENSOR, schema.Scheme(granularity="perchannel"), "a", True) == PERCHANNEL
 
 
@@ -114,7 +117,9 @@ def test_describe() -> None:
 
 
 def test_lists_in_a_target_file_stand_for_their_values_the_first_key_varying_slowest() -> None:
-    device = schema.TargetDevice(schemes={"all": [{"bits": [8, 4], "mode": ["symmetric", "asymmetric"]}]}, operations={"Add": {"weights": "all"}})
+    device = schema.TargetDevice(
+        schemes={"all": [{"bits": [8, 4], "mode": ["symmetric", "asymmetric"]}]}, operations={"Add": {"weights": "all"}}
+    )
     found = read_target(device).alternatives("Add", WEIGHTS)
     assert [(scheme.bits, scheme.mode) for scheme in found] == [(8, "symmetric"), (8, "asymmetric"), (4, "symmetric"), (4, "asymmetric")]
 
