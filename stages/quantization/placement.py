@@ -124,12 +124,12 @@ class _Work:
     def _reason_against(self, node: Node) -> str | None:
         if node.from_shape:
             return "computes shapes"
+        if not any(port.node.is_float[port.index] for port in node.inputs):
+            return "works on integers"
         if node in self.skipped:
             return f"ignored block: {self.skipped[node]}"
         if node in self.ignored:
             return self.ignored[node]
-        if not any(port.node.is_float[port.index] for port in node.inputs):
-            return "works on integers"
         if not self.target.quantizable(operation_kind(node)):
             return f"{self.target.name} has no quantized {operation_kind(node)}"
         if node.type in RECURRENT_PORTS and node.attributes().get("linear_before_reset"):
