@@ -1,0 +1,224 @@
+"""Channel alignment: which pairs, the same function afterwards, and statistics that follow by arithmetic."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import openvino as ov
+import pytest
+from openvino import opset13 as op
+
+from stages import schema
+from stages.errors import UserError
+from stages.quantization.alignment import align, alignment_pairs, compute_alignment
+from stages.quantization.build import build
+from stages.quantization.graph import read_graph
+from stages.quantization.plan import Plan, TensorName
+from stages.quantization.statistics import Statistics
+from tests.quantization.small import constant, convolution, images, infer, matmul, model, named, parameter, plan_of, random, same, statistics_of
+
+
+def uneven(*shape: int, seed: int = 0) -> np.ndarray:
+    """Weights whose output channels differ by a factor of hundred."""
+    return random(*shape, seed=seed) * np.geomspace(0.1, 10, shape[0]).reshape(-1, *[1] * (len(shape) - 1)).astype(np.float32)
+
+
+def pair(first_bias: bool = True, second_bias: bool = True, kernel: int = 1, grouped: bool = False) -> ov.Model:
+    """conv -> conv -> relu."""
+    x = parameter((1, 4, 8, 8))
+    weights = uneven(2, 3, 2, 3, 3) if grouped else uneven(6, 4, 3, 3)
+    first = convolution(x, weights, "first", bias=random(6) * 3 if first_bias else None, pads_begin=[1], pads_end=[1])
+    second = convolution(first, random(5, 6, kernel, kernel, seed=1), "second", bias=random(5) if second_bias else None)
+    return model(named(op.relu(second), "relu"), x)
+
+
+def aligned_only(tested: ov.Model, statistics: Statistics) -> ov.Model:
+    plan = Plan((), (), tuple((a.name, b.name) for a, b in alignment_pairs(read_graph(tested))))
+    assert plan.aligned
+    return build(tested, statistics, plan)[0]
+
+
+def between(tested: ov.Model) -> TensorName:
+    graph = read_graph(tested)
+    return TensorName(graph.by_name["second"].inputs[0].node.name, 0)
+
+
+SAMPLES = images(5, (1, 4, 8, 8))
+KINDS: list[dict[str, Any]] = [
+    {},
+    {"kernel": 3},
+    {"grouped": True},
+    {"first_bias": False},
+    {"second_bias": False},
+    {"first_bias": False, "second_bias": False},
+]
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=str)
+def test_the_aligned_model_computes_the_same(kind: dict[str, Any]) -> None:
+    tested = pair(**kind)
+    same(aligned_only(tested, statistics_of(tested, SAMPLES)), tested, SAMPLES)
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=str)
+def test_statistics_by_arithmetic_are_those_of_the_aligned_model(kind: dict[str, Any]) -> None:
+    tested = pair(**kind)
+    probabilities = [0.01, 0.05]
+    statistics = statistics_of(tested, SAMPLES, probabilities, probabilities, every_channel=True)
+    result = aligned_only(tested, statistics)
+    computed = align(read_graph(tested), statistics, Plan((), (), (("first", "second"),))).statistics
+    collected = statistics_of(result, SAMPLES, probabilities, probabilities, every_channel=True)
+    tensor = between(tested)
+    for quantity in ("lowest", "highest", "channel_lowest", "channel_highest"):
+        ours, theirs = getattr(computed, quantity)[tensor], getattr(collected, quantity)[tensor]
+        np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-4, err_msg=quantity)
+    for quantity in ("input_mean", "output_mean"):
+        for layer, theirs in getattr(collected, quantity).items():
+            np.testing.assert_allclose(getattr(computed, quantity)[layer], theirs, rtol=1e-4, atol=1e-4, err_msg=f"{quantity} {layer}")
+
+
+def test_channels_become_equal() -> None:
+    tested = pair()
+    name, statistics = between(tested), statistics_of(tested, SAMPLES)
+    aligned = align(read_graph(tested), statistics, Plan((), (), (("first", "second"),))).statistics
+    spreads = []
+    for state in (statistics, aligned):
+        low, high = state.channel_lowest[name][:, :, 0], state.channel_highest[name][:, :, 0]
+        spreads.append(np.median(high - low, axis=0))
+    assert spreads[0].max() / spreads[0].min() > 20
+    assert spreads[1].max() / spreads[1].min() < 1.25
+    middle = np.median(aligned.channel_highest[name][:, :, 0], axis=0) + np.median(aligned.channel_lowest[name][:, :, 0], axis=0)
+    np.testing.assert_allclose(middle, 0, atol=0.05 * spreads[1].max())
+
+
+def test_without_quantiles_only_minima_and_maxima_are_known() -> None:
+    tested = pair()
+    statistics = statistics_of(tested, SAMPLES, probabilities=[0.01])
+    config = schema.RangeEstimator(preset="quantile", max=schema.Estimator(outlier_prob=0.01))
+    plan = plan_of(tested, range_estimator=config)
+    with pytest.raises(UserError, match=r"statistics hold no abs_quantile at 0.01 of first/biased \(output 0\); run"):
+        build(tested, statistics, plan)
+    build(tested, statistics_of(tested, SAMPLES, [0.01], [0.01]), plan)
+
+
+def test_shift_and_scale_by_hand() -> None:
+    low = np.array([[-1.0, 0.0, 3.0], [-3.0, -1.0, 3.0], [-2.0, -8.0, 3.0]])
+    high = np.array([[1.0, 9.0, 3.0], [5.0, 7.0, 3.0], [2.0, 5.0, 3.0]])
+    # Medians: low -2, -1, 3; high 2, 7, 3. Spread 4, 8, 0; the median of those above zero is 6.
+    found = compute_alignment(low, high, can_shift=True)
+    np.testing.assert_allclose(found.shift, [0, 3, 3])
+    np.testing.assert_allclose(found.scale, [4 / 6, 8 / 6, 1])
+    np.testing.assert_array_equal(compute_alignment(low, high, can_shift=False).shift, 0)
+
+
+def test_scales_are_bounded_and_dead_channels_left() -> None:
+    low = np.zeros((1, 5))
+    found = compute_alignment(low, np.array([[1e-9, 1.0, 1.0, 1.0, 1e9]]), can_shift=False)
+    np.testing.assert_array_equal(found.scale, [0.01, 1, 1, 1, 100])
+    found = compute_alignment(low, low + 2, can_shift=True)
+    np.testing.assert_array_equal(found.scale, 1)
+    found = compute_alignment(low + 2, low + 2, can_shift=True)
+    np.testing.assert_array_equal(found.scale, 1)
+    np.testing.assert_array_equal(found.shift, 2)
+
+
+# --------------------------------------------------------------------------------------------------------------- pairs
+
+
+def pairs(output: ov.Node, *inputs: ov.Node) -> list[tuple[str, str]]:
+    return [(first.name, second.name) for first, second in alignment_pairs(read_graph(model(output, *inputs)))]
+
+
+def test_chains_align_pairwise() -> None:
+    x = parameter((1, 4, 8, 8))
+    first = convolution(x, uneven(6, 4, 3, 3), "a", bias=random(6))
+    second = convolution(first, uneven(5, 6, 1, 1), "b", bias=random(5))
+    tested = model(named(op.relu(convolution(second, uneven(4, 5, 1, 1), "c", bias=random(4))), "relu"), x)
+    assert pairs(tested.get_results()[0].input_value(0).get_node(), x) == [("a", "b"), ("b", "c")]
+    statistics = statistics_of(tested, SAMPLES)
+    same(aligned_only(tested, statistics), tested, SAMPLES)
+
+
+@pytest.mark.parametrize(
+    "attributes", [{"pads_begin": [1]}, {"strides": [2]}, {"dilations": [2]}, {"auto_pad": "same_upper"}], ids=str
+)
+def test_not_before_padding_strides_or_dilation(attributes: dict[str, Any]) -> None:
+    x = parameter()
+    first = convolution(x, random(4, 3, 3, 3), "first")
+    assert pairs(convolution(first, random(5, 4, 1, 1), "second", **attributes), x) == []
+    assert pairs(convolution(first, random(5, 4, 1, 1), "second", auto_pad="valid"), x) == [("first", "second")]
+
+
+def test_not_across_an_activation_or_a_branch() -> None:
+    x = parameter()
+    first = convolution(x, random(4, 3, 3, 3), "first")
+    assert pairs(convolution(op.relu(first), random(5, 4, 1, 1), "second"), x) == []
+    branch = op.concat([convolution(first, random(5, 4, 1, 1), "second"), op.relu(first)], 1)
+    assert pairs(branch, x) == []
+
+
+def test_not_with_a_bias_that_is_not_one_value_per_channel() -> None:
+    x = parameter()
+    layer = convolution(x, random(4, 3, 3, 3), "first")
+    shifted = op.add(layer, constant(random(1, 1, 6, 6), "position"))
+    assert pairs(convolution(shifted, random(5, 4, 1, 1), "second"), x) == []
+
+
+def test_not_where_weights_are_shared() -> None:
+    x = parameter((1, 4, 8, 8))
+    kernel = constant(random(4, 4, 1, 1), "shared")
+    first, second = (named(op.convolution(x, kernel, [1, 1], [0, 0], [0, 0], [1, 1]), name) for name in ("first", "other"))
+    assert pairs(op.add(convolution(first, random(4, 4, 1, 1), "second"), second), x) == []
+
+
+def test_not_after_a_matrix_product_whose_channels_lie_on_another_axis() -> None:
+    """POT pairs these, and scales the columns of an image as if they were its channels."""
+    x = parameter((1, 4, 8, 8))
+    assert pairs(convolution(matmul(x, random(8, 4)), random(5, 4, 1, 1), "second"), x) == []
+
+
+def test_half_precision_weights_stay_half() -> None:
+    x = parameter((1, 4, 8, 8))
+    weights = op.convert(constant(uneven(6, 4, 3, 3), "half", np.float16), "f32")
+    first = named(op.convolution(x, weights, [1, 1], [0, 0], [0, 0], [1, 1]), "first")
+    tested = model(named(op.relu(convolution(first, random(5, 6, 1, 1), "second")), "relu"), x)
+    result = aligned_only(tested, statistics_of(tested, SAMPLES))
+    stored = {node.get_friendly_name(): node.get_output_element_type(0) for node in result.get_ops()}
+    assert stored["half"] == ov.Type.f16
+    same(result, tested, SAMPLES, tolerance=3e-3)
+
+
+def test_missing_channels_are_one_line() -> None:
+    tested = pair()
+    statistics = replace(statistics_of(tested, SAMPLES), channel_lowest={})
+    with pytest.raises(UserError, match="statistics hold no channels of first/biased; run `dvc repro --force collect_statistics`"):
+        aligned_only(tested, statistics)
+
+
+def test_a_plan_of_another_model_is_one_line() -> None:
+    x = parameter((1, 4, 8, 8))
+    other = model(named(op.relu(convolution(named(op.relu(x), "first"), random(5, 4, 1, 1), "second")), "relu"), x)
+    tested = pair()
+    with pytest.raises(UserError, match="quantizers.json aligns the channels of Relu first, which has no constant weights"):
+        statistics = statistics_of(tested, SAMPLES)
+        statistics.channel_lowest[TensorName("first", 0)] = statistics.channel_lowest[between(tested)]
+        statistics.channel_highest[TensorName("first", 0)] = statistics.channel_highest[between(tested)]
+        statistics.channel_size[TensorName("first", 0)] = statistics.channel_size[between(tested)]
+        build(other, statistics, Plan((), (), (("first", "second"),)))
+
+
+def test_alignment_helps_where_small_channels_matter() -> None:
+    x = parameter((1, 4, 8, 8))
+    first = convolution(x, uneven(6, 4, 3, 3), "first", bias=random(6))
+    weights = random(5, 6, 1, 1) / np.geomspace(0.1, 10, 6).reshape(1, -1, 1, 1).astype(np.float32)
+    tested = model(named(op.relu(convolution(first, weights, "second", bias=random(5))), "relu"), x)
+    samples = SAMPLES[-1:]  # nothing is clipped
+    statistics = statistics_of(tested, samples)
+    errors = {}
+    for use in (False, True):
+        result, _ = build(tested, statistics, plan_of(tested, use_channel_alignment=use, saturation_fix="no"))
+        outputs = zip(infer(result, samples), infer(tested, samples), strict=True)
+        errors[use] = float(np.mean([np.mean((ours[0] - theirs[0]) ** 2) for ours, theirs in outputs]))
+    assert errors[True] < errors[False] / 10

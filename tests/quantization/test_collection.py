@@ -1,0 +1,144 @@
+"""One pass of statistics against numpy on the raw tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import openvino as ov
+import pytest
+from openvino import opset13 as op
+
+from stages.errors import UserError
+from stages.quantization.collection import collect
+from stages.quantization.graph import read_graph
+from stages.quantization.plan import TensorName
+from stages.quantization.points import statistics_points
+from stages.quantization.statistics import Statistics
+from tests.quantization.reference_runs import target
+from tests.quantization.small import constant, convolution, images, infer, matmul, model, named, parameter, random, statistics_of, tensor
+
+
+def whole(x: ov.Node) -> ov.Model:
+    """Convolutions of all kinds, a MatMul, an Add; `x` may have dynamic sizes."""
+    first = convolution(x, random(4, 3, 3, 3), "first", bias=random(4), pads_begin=[1], pads_end=[1])
+    depthwise = convolution(named(op.relu(first), "relu"), random(4, 1, 1, 3, 3), "depthwise")
+    pointwise = convolution(depthwise, random(5, 4, 1, 1), "pointwise")
+    pooled = named(op.reduce_max(pointwise, np.array([2, 3]), False), "pooled")
+    total = named(op.add(pooled, named(op.exp(op.multiply(pooled, constant(0.1, "tenth"))), "exp")), "sum")
+    return model(matmul(total, random(5, 2), "last"), x)
+
+
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_one_pass_equals_numpy(dynamic: bool) -> None:
+    tested = whole(parameter((1, 3, -1, -1) if dynamic else (1, 3, 8, 8)))
+    samples = images(4)
+    if dynamic:
+        samples = [sample[:, :, : 5 + index, : 8 - index] for index, sample in enumerate(samples)]
+    statistics = statistics_of(tested, samples, probabilities=[0.02, 0.05], channel_probabilities=[0.03])
+    for name in ("x", "relu", "depthwise", "pooled", "exp", "sum"):
+        check_tails(statistics, TensorName(name, 0), tensor(tested, name, samples))
+    check_channels(statistics, TensorName("relu", 0), tensor(tested, "relu", samples))
+    for layer, source in {"first": "x", "depthwise": "relu", "pointwise": "depthwise"}.items():
+        expected = np.mean([values.mean(axis=(0, 2, 3)) for values in tensor(tested, source, samples)], axis=0)
+        np.testing.assert_allclose(statistics.input_mean[layer], expected, rtol=1e-5, atol=1e-6)
+    expected = np.mean([values.mean(axis=0) for values in tensor(tested, "sum", samples)], axis=0)
+    np.testing.assert_allclose(statistics.input_mean["last"], expected, rtol=1e-5)
+    for layer, output in {"first": "first/biased", "depthwise": "depthwise"}.items():
+        expected = np.mean([values.mean(axis=(0, 2, 3)) for values in tensor(tested, output, samples)], axis=0)
+        np.testing.assert_allclose(statistics.output_mean[layer], expected, rtol=1e-5, atol=1e-6)
+    assert set(statistics.output_mean) == {"first", "depthwise"}
+    assert statistics.input_shape["pointwise"] == tensor(tested, "depthwise", samples[:1])[0].shape
+
+
+def check_tails(statistics: Statistics, name: TensorName, raw: list[np.ndarray]) -> None:
+    low, high, size = statistics.tails(name)
+    for position, values in enumerate(raw):
+        ordered, length = np.sort(values, axis=None), int(0.05 * (values.size - 1)) + 2
+        assert size[position] == values.size
+        assert np.isnan(low[position, length:]).all() and np.isnan(high[position, length:]).all()
+        np.testing.assert_array_equal(low[position, :length], ordered[:length])
+        np.testing.assert_array_equal(high[position, :length], ordered[::-1][:length])
+
+
+def check_channels(statistics: Statistics, name: TensorName, raw: list[np.ndarray]) -> None:
+    low, high = statistics.channel_lowest[name], statistics.channel_highest[name]
+    for position, values in enumerate(raw):
+        count = values[0, 0].size
+        ordered, length = np.sort(values[0].reshape(values.shape[1], -1), axis=1), int(0.03 * (count - 1)) + 2
+        assert statistics.channel_size[name][position] == count
+        np.testing.assert_array_equal(low[position, :, :length], ordered[:, :length])
+        np.testing.assert_array_equal(high[position, :, :length], ordered[:, ::-1][:, :length])
+
+
+def test_the_most_frequent_shape_counts() -> None:
+    x = parameter((1, 3, -1, -1))
+    tested = model(convolution(x, random(2, 3, 3, 3)), x)
+    samples = [np.zeros((1, 3, size, 6), np.float32) for size in (5, 7, 7, 9)]
+    assert statistics_of(tested, samples).input_shape["conv"] == (1, 3, 7, 6)
+
+
+def test_several_inputs_and_a_batch() -> None:
+    x, y = parameter((2, 3)), parameter((3, 4), "y")
+    tested = model(named(op.matmul(x, y, False, False), "product"), x, y)
+    samples = [{"x": random(2, 3, seed=seed), "y": random(3, 4, seed=seed)} for seed in range(3)]
+    statistics = statistics_of(tested, samples)
+    for name in ("x", "y"):
+        low, high, _ = statistics.tails(TensorName(name, 0))
+        np.testing.assert_array_equal(low[:, 0], [sample[name].min() for sample in samples])
+        np.testing.assert_array_equal(high[:, 0], [sample[name].max() for sample in samples])
+
+
+def test_the_model_stays_as_it_is() -> None:
+    tested = whole(parameter())
+    before = [(node.get_friendly_name(), node.get_type_name()) for node in tested.get_ordered_ops()]
+    statistics_of(tested, images(1))
+    assert [(node.get_friendly_name(), node.get_type_name()) for node in tested.get_ordered_ops()] == before
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_values_that_are_not_finite_before_a_layer(value: float) -> None:
+    samples = images(3)
+    samples[1][0, 0, 3, 3] = value
+    with pytest.raises(UserError, match="values that are not finite at first for calibration sample 1$"):
+        statistics_of(whole(parameter()), samples)
+
+
+def test_too_few_samples() -> None:
+    tested = whole(parameter())
+    points = statistics_points(read_graph(tested), target())
+    with pytest.raises(UserError, match="3 calibration samples were read where 4 were expected"):
+        collect(tested, points, [], [], lambda instrumented: infer(instrumented, images(3)), 4)
+
+
+def test_an_unknown_rank_is_named() -> None:
+    x = named(op.parameter(ov.PartialShape.dynamic(), np.float32), "x")
+    with pytest.raises(UserError, match=r"x: a tensor of unknown rank cannot be quantized; give model.input_shape"):
+        statistics_of(model(matmul(x, random(3, 2)), x), images(1))
+
+
+def test_a_model_without_points_is_not_run() -> None:
+    x = parameter()
+    tested = model(op.relu(x), x)
+
+    def never(_: ov.Model) -> Iterator[list[np.ndarray]]:
+        raise AssertionError("there is nothing to collect")
+
+    points = statistics_points(read_graph(tested), target())
+    assert collect(tested, points, [1e-4], [1e-4], never, 3) == Statistics(3)
+
+
+def test_a_second_pass_only_for_quantiles_of_aligned_channels() -> None:
+    x = parameter()
+    first = convolution(x, random(4, 3, 3, 3), "first", bias=random(4))
+    pair = model(convolution(first, random(5, 4, 1, 1), "second", bias=random(5)), x)
+    alone = model(convolution(x, random(4, 3, 3, 3), "first", bias=random(4)), x)
+    for tested, channel_probabilities, expected in ((pair, [], 1), (pair, [0.01], 2), (alone, [0.01], 1)):
+        passes = []
+
+        def counted(instrumented: ov.Model, passes: list[int] = passes) -> Iterator[list[np.ndarray]]:
+            passes.append(1)
+            return infer(instrumented, images(2))
+
+        collect(tested, statistics_points(read_graph(tested), target()), [0.01], channel_probabilities, counted, 2)
+        assert len(passes) == expected
