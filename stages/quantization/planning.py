@@ -24,7 +24,7 @@ from stages.quantization.ignored import ignored_operations
 from stages.quantization.placement import ALREADY_QUANTIZED, FAKE_QUANTIZE, Placement, place, served
 from stages.quantization.plan import Float, Place, Plan, Quantizer, TensorName
 from stages.quantization.points import has_channels
-from stages.quantization.schemes import ACTIVATIONS, WEIGHTS, Scheme, Target, choose, common, describe, extend, restrict
+from stages.quantization.schemes import ACTIVATIONS, WEIGHTS, Scheme, Target, choose, common, extend, restrict
 from stages.quantization.unify import unified_groups
 
 SATURATION_DEVICES = frozenset({"ANY", "CPU"})
@@ -64,13 +64,13 @@ def _saturating_layers(graph: Graph, target: Target, config: schema.Quantization
 def _quantizers(
     placement: Placement, target: Target, config: schema.Quantization, doubled: set[str]
 ) -> tuple[list[Quantizer], list[Float]]:
-    """A Quantizer per FakeQuantize of the placement; those without a common scheme are refused with the reason."""
+    """A Quantizer per FakeQuantize of the placement; those that no operation has a scheme for are refused."""
     groups = unified_groups(placement.quantizers, placement.graph.nodes, target)
     group_of = {member: index for index, group in enumerate(groups) for member in group}
     edges = {node: served(node, target) for node in placement.quantizers}
     options = {node: _options(node, edges[node], target, config) for node in placement.quantizers}
     for group in groups:
-        shared = _whole_tensor([options[member] for member in group if options[member]])
+        shared = _whole_tensor([options[member] for member in group])
         options.update((member, shared) for member in group)
     requested = set(placement.requested)
     quantizers: list[Quantizer] = []
@@ -81,16 +81,16 @@ def _quantizers(
             scheme = choose(options[node], config.preset, _group(node))
             quantizers.append(_quantizer(placement.graph, node, layers, scheme, group_of.get(node), config, doubled))
         else:
-            places = node.consumers[0] if _group(node) == WEIGHTS else layers
-            offered = {describe(s) for edge in layers for s in target.alternatives(operation_kind(edge.node), _group(node))}
-            reason = f"no scheme suits all consumers: {'; '.join(sorted(offered)) or 'none offered'}"
-            refused += [Float(edge.node.name, edge.node.type, edge.index, reason) for edge in places]
+            # A constant that joins tensors before operations without constants of their own.
+            kinds = ", ".join(sorted({operation_kind(edge.node) for edge in layers}))
+            reason = f"{target.name} has no quantized {_group(node)} for {kinds}"
+            refused += [Float(edge.node.name, edge.node.type, edge.index, reason) for edge in node.consumers[0]]
     return quantizers, refused
 
 
 def _whole_tensor(lists: list[tuple[Scheme, ...]]) -> tuple[Scheme, ...]:
     """The schemes with one range per tensor that all lists offer, if need be in place of one per channel."""
-    shared = common(lists) if lists else ()
+    shared = common(lists)
     return tuple(s for s in shared if not s.perchannel) or tuple(s for s in extend(shared) if not s.perchannel)
 
 

@@ -1,0 +1,174 @@
+"""Ranges from stored statistics, against numpy on the raw tensors; and what cannot be solved."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import openvino as ov
+import pytest
+from openvino import opset13 as op
+
+from stages import schema
+from stages.errors import UserError
+from stages.quantization.build import build
+from stages.quantization.estimators import aggregate
+from stages.quantization.graph import constant_value
+from stages.quantization.plan import TensorName
+from stages.quantization.solve import dequantized_weights, quantized_constant
+from tests.quantization.small import convolution, images, matmul, model, named, parameter, plan_of, quantized, random, statistics_of, tensor
+
+SAMPLES = images(6, (1, 4, 8, 8))
+
+
+def network() -> ov.Model:
+    x = parameter((1, 4, 8, 8))
+    depthwise = convolution(named(op.tanh(x), "tanh"), random(4, 1, 1, 3, 3), "depthwise", bias=random(4))
+    return model(matmul(named(op.sigmoid(depthwise), "sigmoid"), random(6, 5), "last"), x)
+
+
+def raw(name: str) -> np.ndarray:
+    return np.stack(tensor(network(), name, SAMPLES)).astype(np.float64)
+
+
+def ranges(preset: str = "performance", probabilities: Any = (), **config: Any) -> dict[str, tuple[Any, Any]]:
+    found = quantized(network(), SAMPLES, probabilities=probabilities, channel_probabilities=probabilities, preset=preset, **config)
+    return {quantizer.source.name: found.solved.ranges[quantizer.name] for quantizer in found.plan.quantizers}
+
+
+def test_symmetric_per_tensor() -> None:
+    low, high = ranges()["sigmoid"]
+    values = raw("sigmoid").reshape(len(SAMPLES), -1)
+    assert (low, high) == (0, pytest.approx(np.abs(values).max(axis=1).mean(), rel=1e-6))
+
+
+def test_asymmetric_per_tensor() -> None:
+    low, high = ranges("mixed")["sigmoid"]
+    values = raw("sigmoid").reshape(len(SAMPLES), -1)
+    assert (low, high) == (0, pytest.approx(values.max(axis=1).mean(), rel=1e-6))
+
+
+@pytest.mark.parametrize("preset", ["performance", "mixed"])
+def test_per_channel(preset: str) -> None:
+    low, high = ranges(preset)["tanh"]
+    values = np.moveaxis(raw("tanh")[:, 0], 1, 0).reshape(4, -1)
+    if preset == "performance":
+        np.testing.assert_allclose(high, np.abs(values).max(axis=1), rtol=1e-6)
+        np.testing.assert_allclose(low, -high * 128 / 127)
+    else:  # one of the borders is moved, by less than a step
+        step = (high - low) / 255
+        assert np.all((high >= values.max(axis=1) - 1e-6) & (low <= values.min(axis=1) + 1e-6))
+        assert np.all((high - values.max(axis=1) < step) & (values.min(axis=1) - low < step))
+
+
+@pytest.mark.parametrize("aggregator", schema.AGGREGATORS)
+@pytest.mark.parametrize("kind", ["quantile", "abs_quantile", "max", "abs_max"])
+def test_estimators(aggregator: str, kind: str) -> None:
+    quantile = 0.05 if "quantile" in kind else None
+    estimator = schema.RangeEstimator(max=schema.Estimator(type=kind, outlier_prob=quantile, aggregator=aggregator))
+    _, high = ranges(probabilities=[0.05], range_estimator=estimator, activations=schema.Scheme(mode="symmetric"))["sigmoid"]
+    values = raw("sigmoid").reshape(len(SAMPLES), -1)
+    values = np.abs(values) if kind.startswith("abs") else values
+    per_sample = np.quantile(values, 0.95, axis=1) if quantile else values.max(axis=1)
+    assert high == pytest.approx(float(aggregate(aggregator, per_sample)), rel=1e-6)
+
+
+def test_quantiles_per_channel() -> None:
+    estimator = schema.RangeEstimator(preset="quantile", max=schema.Estimator(outlier_prob=0.05))
+    _, high = ranges(probabilities=[0.05], range_estimator=estimator)["tanh"]
+    values = np.abs(raw("tanh")[:, 0].reshape(len(SAMPLES), 4, -1))
+    np.testing.assert_allclose(high, np.quantile(values, 0.95, axis=2).max(axis=0), rtol=1e-6)
+
+
+def test_weights() -> None:
+    found = ranges()
+    np.testing.assert_allclose(found["last/weights"][1], np.abs(random(6, 5)).max(axis=0))
+    depthwise = np.abs(random(4, 1, 1, 3, 3)).reshape(4, -1).max(axis=1)
+    np.testing.assert_allclose(found["depthwise/weights"][1], depthwise)
+    whole = ranges(weights=schema.Scheme(granularity="pertensor"))
+    assert whole["last/weights"][1] == pytest.approx(np.abs(random(6, 5)).max())
+    quantile = schema.Scheme(range_estimator=schema.RangeEstimator(preset="quantile", max=schema.Estimator(outlier_prob=0.1)))
+    expected = np.quantile(np.abs(random(6, 5)), 0.9, axis=0)
+    np.testing.assert_allclose(ranges(weights=quantile)["last/weights"][1], expected, rtol=1e-6)
+
+
+def test_clipping() -> None:
+    estimator = schema.RangeEstimator(max=schema.Estimator(clipping_value=0.5))
+    low, high = ranges(activations=schema.Scheme(range_estimator=estimator))["tanh"]
+    np.testing.assert_allclose(high, 0.5)
+    np.testing.assert_allclose(low, -0.5 * 128 / 127)
+    pots_low, pots_high = ranges(activations=schema.Scheme(range_estimator=estimator), pot_compatible=True)["tanh"]
+    np.testing.assert_allclose(pots_high, 0.5)
+    assert np.all(pots_low < -0.9)  # and zero beside the levels
+
+
+def test_clipping_values_that_leave_nothing() -> None:
+    estimator = schema.RangeEstimator(max=schema.Estimator(clipping_value=-1.0))
+    with pytest.raises(UserError, match="tanh/fq_output_0: the clipping values None and -1.0 leave no range around zero"):
+        ranges(activations=schema.Scheme(range_estimator=estimator))
+
+
+# ------------------------------------------------------------------------------------------------------------ refusals
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"preset": "quantile"}, r"statistics hold no abs_quantile per channel at 0.0001 of tanh \(output 0\); run `dvc repro --force "),
+        ({"max": schema.Estimator(type="quantile", outlier_prob=0.3)}, r"statistics hold no quantile per channel at 0.3 of tanh"),
+    ],
+)
+def test_quantiles_that_were_not_collected(config: dict[str, Any], message: str) -> None:
+    plan = plan_of(network(), range_estimator=schema.RangeEstimator(**config))
+    with pytest.raises(UserError, match=message):
+        build(network(), statistics_of(network(), SAMPLES), plan)
+
+
+def test_a_tensor_that_was_not_collected() -> None:
+    statistics = statistics_of(network(), SAMPLES)
+    del statistics.lowest[TensorName("sigmoid", 0)]
+    with pytest.raises(UserError, match=r"statistics hold no min of sigmoid \(output 0\)"):
+        build(network(), statistics, plan_of(network()))
+
+
+def test_infinite_values_matter_only_where_they_are_quantized() -> None:
+    """Such as the mask of an attention, -inf before a softmax."""
+    x, mask = parameter((4, 4)), parameter((4, 4), "mask")
+    scores = named(op.add(named(op.exp(x), "exp"), mask), "scores")
+    tested = model(matmul(named(op.softmax(scores, 1), "softmax"), random(4, 2)), x, mask)
+    samples = [{"x": random(4, 4, seed=seed), "mask": np.where(np.eye(4) * seed, -np.inf, 0).astype(np.float32)} for seed in range(3)]
+    with pytest.raises(UserError, match=r"mask \(output 0\) takes values that are not finite for calibration sample 1; quantization.ignored"):
+        quantized(tested, samples)
+    result = quantized(tested, samples, ignored=schema.Ignored(scope=["scores"]))
+    assert {q.source.name for q in result.plan.quantizers} == {"softmax", "matmul/weights"}
+
+
+# ------------------------------------------------------------------------------------------------------------- weights
+
+
+@pytest.mark.parametrize("preset", ["performance", "accuracy"])
+@pytest.mark.parametrize("saturation_fix", ["no", "all"])
+def test_dequantized_weights_are_those_that_the_model_computes_with(preset: str, saturation_fix: str) -> None:
+    x = parameter((1, 4, 8, 8))
+    kernel = op.reshape(op.constant(random(6, 2, 3, 3)), np.array([2, 3, 2, 3, 3]), False)
+    kernel.input_value(0).get_node().set_friendly_name("grouped/weights")
+    layers = [
+        convolution(x, random(3, 4, 2, 2), "plain"),
+        named(op.group_convolution(x, kernel, [1, 1], [0, 0], [0, 0], [1, 1]), "grouped"),
+        named(op.convolution_backprop_data(x, op.constant(random(4, 5, 2, 2)), [2, 2]), "up"),
+        matmul(x, random(8, 3), "product"),
+        matmul(x, random(1, 4, 8, 3), "batch"),
+    ]
+    result = quantized(model([named(op.relu(layer), f"r{i}") for i, layer in enumerate(layers)], x), SAMPLES, preset=preset, saturation_fix=saturation_fix)
+    checked = 0
+    for quantizer in (q for q in result.plan.quantizers if q.kind == "weights"):
+        stored = constant_value(quantized_constant(result.graph, quantizer))
+        found = dequantized_weights(result.graph, quantizer, stored, result.solved.ranges[quantizer.name])
+        assert found.shape == stored.shape and quantizer.doubled == (saturation_fix == "all")
+        (computed,) = tensor(result.model, quantizer.name, [SAMPLES[0]])
+        step = np.max(np.abs(stored)) / (63 if quantizer.doubled else 127)
+        difference = np.abs(found.reshape(computed.shape) - computed)
+        assert difference.max() < 1.01 * step and np.mean(difference > 1e-3 * step) < 0.02  # but for values between two levels
+        assert np.abs(found - stored).max() < 0.51 * step * 1.02
+        checked += 1
+    assert checked == len(layers)
