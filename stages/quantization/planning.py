@@ -79,7 +79,11 @@ def _quantizers(
         layers = [edge for edge in edges[node] if edge in requested]
         if options[node]:
             scheme = choose(options[node], config.preset, _group(node))
-            quantizers.append(_quantizer(placement.graph, node, layers, scheme, group_of.get(node), config, doubled))
+            estimated = scheme
+            if config.pot_compatible and node not in group_of:
+                # POT estimates ranges that it makes symmetric as those that they would otherwise be, and so clips negative values.
+                estimated = choose(_options(node, edges[node], target, config, symmetric_products=False), config.preset, _group(node))
+            quantizers.append(_quantizer(placement.graph, node, layers, scheme, estimated.mode, group_of.get(node), config, doubled))
         else:
             # A constant that joins tensors before operations without constants of their own.
             kinds = ", ".join(sorted({operation_kind(edge.node) for edge in layers}))
@@ -98,8 +102,13 @@ def _group(quantizer: Node) -> str:
     return WEIGHTS if quantizer.inputs[0].node.constant else ACTIVATIONS
 
 
-def _options(node: Node, edges: list[Edge], target: Target, config: schema.Quantization) -> tuple[Scheme, ...]:
-    """The schemes that suit every operation that a FakeQuantize serves, fastest first."""
+def _options(
+    node: Node, edges: list[Edge], target: Target, config: schema.Quantization, symmetric_products: bool = True
+) -> tuple[Scheme, ...]:
+    """The schemes that suit every operation that a FakeQuantize serves, fastest first.
+
+    symmetric_products: with model_type transformer, only symmetric ones for the MatMul of two activations.
+    """
     group = _group(node)
     wanted = config.weights if group == WEIGHTS else config.activations
     lists = []
@@ -108,7 +117,7 @@ def _options(node: Node, edges: list[Edge], target: Target, config: schema.Quant
         if not alternatives:
             continue
         kept = restrict(alternatives, wanted, f"quantization.{group} for {edge.node.type} {edge.node.name}", config.allow_unsupported)
-        if group == ACTIVATIONS and config.model_type == "transformer" and _multiplies_activations(edge.node):
+        if symmetric_products and group == ACTIVATIONS and config.model_type == "transformer" and _multiplies_activations(edge.node):
             kept = tuple(scheme for scheme in kept if scheme.symmetric) or kept
         lists.append(kept)
     return common(lists) if lists else ()
@@ -128,6 +137,7 @@ def _quantizer(
     node: Node,
     layers: list[Edge],
     scheme: Scheme,
+    estimated_mode: str,
     unified_group: int | None,
     config: schema.Quantization,
     doubled: set[str],
@@ -148,7 +158,7 @@ def _quantizer(
         consumers=tuple(Place(edge.node.name, edge.node.type, edge.index) for edge in node.consumers[0]),
         layers=tuple(Place(edge.node.name, edge.node.type, edge.index) for edge in layers),
         scheme=scheme,
-        estimator=resolve_estimator(scheme, group, section.range_estimator or config.range_estimator),
+        estimator=resolve_estimator(replace(scheme, mode=estimated_mode), group, section.range_estimator or config.range_estimator),
         unified_group=unified_group,
         channel_axis=axis,
         doubled=group == WEIGHTS and first.node.name in doubled and first.index == 1 and first.node.type in OPERATIONS_WITH_WEIGHTS,

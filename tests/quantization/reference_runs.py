@@ -17,7 +17,7 @@ from stages import schema
 from stages.quantization import statistics as stored
 from stages.quantization.build import build
 from stages.quantization.collection import collect
-from stages.quantization.graph import Graph, read_graph
+from stages.quantization.graph import Graph, bias_add, bias_constant_port, constant_value, read_graph
 from stages.quantization.plan import Plan, Quantizer, TensorName
 from stages.quantization.planning import make_plan
 from stages.quantization.points import statistics_points
@@ -108,6 +108,9 @@ class Run:
         bias = self.solved.biases.get(operation)
         if bias is None:
             bias = bias_values(self.graph.by_name[operation])
+        if bias is None and (add := bias_add(self.graph.by_name[operation])) is not None:
+            # Not one value per channel, such as a position embedding: POT calls it a bias all the same.
+            return constant_value(add.inputs[bias_constant_port(add)].node)
         return np.zeros(1) if bias is None else bias
 
 
