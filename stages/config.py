@@ -71,7 +71,8 @@ def completed(config: Config) -> Config:
 
     The probabilities of quantile estimators become part of `collect_statistics`: statistics then do not depend on the
     estimators themselves. Quantiles per channel, which take a third more time, are only stored
-    where an estimator asks. The primary metric gets its name, because DVC does not see the order of keys.
+    where an estimator asks. Of the bias corrections only the accurate one depends on the engine. The primary metric gets
+    its name, because DVC does not see the order of keys.
     """
     quantization = config.quantization
     estimators = [quantization.activations.range_estimator or RangeEstimator(), quantization.range_estimator]
@@ -86,9 +87,11 @@ def completed(config: Config) -> Config:
         channel_outlier_probs=sorted({*given.channel_outlier_probs, *wanted}),
         perchannel=given.perchannel or quantization.activations.granularity == "perchannel",
     )
+    correction = config.bias_correction
     return dataclasses.replace(
         config,
         collect_statistics=statistics,
+        correction_engine=config.engine if correction.enabled and not correction.use_fast_bias else None,
         evaluate=dataclasses.replace(config.evaluate, primary_metric=config.evaluate.primary_metric or next(iter(config.metric))),
         user_code=_user_code([config.data.calibration, config.data.validation, *config.metric.values()]),
     )

@@ -1,6 +1,6 @@
 """Shift biases by the mean error that quantized weights cause, and write the corrected INT8 model.
 
-corrections.json says for every layer how far its bias moved, or why it was left alone.
+corrections.json says by which algorithm, and for every layer how far its bias moved, or why it was left alone.
 """
 
 from __future__ import annotations
@@ -16,18 +16,42 @@ NAME = "correct_bias"
 
 def main(config: Config) -> dict[str, Any]:
     """Write build/correct_bias."""
+    from stages.progress import Progress
+    from stages.quantization.accurate_bias import accurate_corrections, used_samples
+    from stages.quantization.biases import Correction
     from stages.quantization.build import build, corrections_json, save_model
+    from stages.quantization.graph import read_graph
     from stages.quantization.plan import plan_from_json
+    from stages.quantization.solve import correctable
     from stages.quantization.statistics import load
     from stages.runtime import engine
+    from stages.samples import calibration_samples
 
     model = engine.core().read_model(artifacts.folder("prepare") / "model.xml")
     plan = plan_from_json(artifacts.read_json(artifacts.folder("quantize") / "quantizers.json"))
     statistics = load(artifacts.folder("collect_statistics"))
-    corrected, solved = build(model, statistics, plan, config.bias_correction, config.quantization.pot_compatible)
+    correction, pot_compatible = config.bias_correction, config.quantization.pot_compatible
+    corrections: list[Correction] = []
+    how: dict[str, Any] = {"algorithm": "FastBiasCorrection" if correction.enabled else None}
+    if config.correction_engine is not None:
+        samples = calibration_samples(config)
+        how = {"algorithm": "BiasCorrection", "samples": used_samples(len(samples))}
+        layers = correctable(read_graph(model), plan, correction.apply_for_all_nodes)
+        with Progress(NAME, len(layers), "layers") as advance:
+            corrections = accurate_corrections(
+                model,
+                statistics,
+                plan,
+                correction,
+                samples,
+                pot_compatible=pot_compatible,
+                settings=config.correction_engine,
+                advance=advance,
+            )
+    corrected, solved = build(model, statistics, plan, correction, pot_compatible, corrections)
     with artifacts.writing(artifacts.folder(NAME)) as folder:
         save_model(corrected, folder)
-        artifacts.write_json(folder / "corrections.json", corrections_json(solved))
+        artifacts.write_json(folder / "corrections.json", how | corrections_json(solved))
     return {"corrected": sum(entry.bias is not None for entry in solved.corrections)}
 
 

@@ -24,9 +24,9 @@ def main(config: Config) -> dict[str, Any]:
     from stages.runtime import engine
 
     model = engine.core().read_model(artifacts.folder("prepare") / "model.xml")
-    plan = make_plan(read_graph(model), read_target(config.target_device), config.quantization)
-    require_something_to_quantize(plan)
     statistics = load(artifacts.folder("collect_statistics"))
+    plan = make_plan(read_graph(model), read_target(config.target_device), config.quantization, statistics)
+    require_something_to_quantize(plan)
     quantized, solved = build(model, statistics, plan, pot_compatible=config.quantization.pot_compatible)
     with artifacts.writing(artifacts.folder(NAME)) as folder:
         save_model(quantized, folder)

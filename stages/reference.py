@@ -17,7 +17,7 @@ from typing import Any
 from stages import schema
 
 README = Path("README.md")
-COMPUTED = ("user_code",)  # written by the config stage, not set
+COMPUTED = ("correction_engine", "user_code")  # written by the config stage, not set
 BEGIN = "<!-- configuration reference, made by `python -m stages.reference --write` -->"
 END = "<!-- end of the configuration reference -->"
 

@@ -203,10 +203,17 @@ class TargetDevice:
 
 @dataclass
 class BiasCorrection:
-    """FastBiasCorrection: shift biases by the mean error that quantized weights cause."""
+    """Shift biases by the mean error that quantized weights cause."""
 
     enabled: bool = param(True, "correct biases after quantization")
-    threshold: float = param(2.0, "a layer is left alone when a bias would change by this factor or more", above=0.0)
+    use_fast_bias: bool = param(
+        True, "FastBiasCorrection (arithmetic on the statistics) or the accurate BiasCorrection (walks the layers with inference)"
+    )
+    threshold: float | None = param(
+        None,
+        "a layer is left alone when a bias would change by this factor or more; null: 2 with use_fast_bias, else 1000, as POT",
+        above=0.0,
+    )
     correct_zero_biases: bool = param(True, "also correct layers without a bias or with zero elements, which POT leaves alone")
     apply_for_all_nodes: bool = param(False, "also correct layers whose weights are not quantized")
 
@@ -257,4 +264,7 @@ class Config:
     bias_correction: BiasCorrection = param(BiasCorrection, "bias correction")
     evaluate: Evaluate = param(Evaluate, "what is measured")
     tracking: Tracking = param(Tracking, "MLflow")
+    correction_engine: Engine | None = param(
+        None, "the section `engine` where the accurate BiasCorrection runs, null where nothing does; computed, not set"
+    )
     user_code: dict[str, str] = param(dict, "SHA-256 of the project's own Python files that a `_target_` names; computed, not set")

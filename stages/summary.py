@@ -134,7 +134,8 @@ def _biases(config: Config, corrections: dict[str, Any]) -> list[str]:
     if not config.bias_correction.enabled:
         return ["biases: not corrected (bias_correction.enabled is false)"]
     left = [Left(entry["name"], entry["type"], _general(entry["reason"]), 0.0) for entry in corrections["left"]]
-    return [f"biases: {len(corrections['corrected'])} corrected, {len(left)} left", *_listing(left, shares=False)]
+    how = f"by {corrections['algorithm']}" + (f" on {corrections['samples']} samples" if "samples" in corrections else "")
+    return [f"biases: {len(corrections['corrected'])} corrected {how}, {len(left)} left", *_listing(left, shares=False)]
 
 
 def _general(reason: str) -> str:

@@ -122,7 +122,8 @@ def left_float(name: str, kind: str, reason: str, share: float | None = None) ->
     return row | {"type": kind, "float_reason": reason, "run_time_share": share}
 
 
-CORRECTIONS = {
+CORRECTIONS: dict[str, Any] = {
+    "algorithm": "FastBiasCorrection",
     "corrected": [{"name": f"/backbone/conv_{layer}/Conv", "type": "Convolution"} for layer in range(LAYERS - 2)],
     "left": [
         {"name": "/backbone/conv_10/Conv", "type": "Convolution", "reason": "the shift is 2.31 times the bias"},

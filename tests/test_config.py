@@ -361,12 +361,14 @@ RERUNS: dict[str, set[str]] = {
     # Whole tensors have their 1e-4 quantiles; those of channels take a third more time and are stored on demand.
     "quantization: {range_estimator: {preset: quantile}}": {"collect_statistics", "quantize"},
     "quantization: {range_estimator: {max: {type: quantile, outlier_prob: 1e-3}}}": {"collect_statistics", "quantize"},
-    "quantization: {stat_subset_size: 100}": {"collect_statistics", "quantize"},
+    "quantization: {stat_subset_size: 100}": {"collect_statistics", "quantize", "correct_bias"},
     "quantization: {ignored: {scope: [conv]}}": {"quantize"},
     "bias_correction: {threshold: 3}": {"correct_bias"},
     "evaluate: {confidence: 0.9}": {"evaluate"},
     "evaluate: {primary_metric: character_accuracy}": {"evaluate"},
     "tracking: {experiment: other}": set(),
+    "bias_correction: {use_fast_bias: false}": {"correct_bias"},
+    # Only the accurate correction runs models (test_the_engine_concerns_the_accurate_bias_correction).
     "engine: {threads: 1}": {"collect_statistics", "evaluate"},
     "data: {calibration: {count: 30}}": {"prepare", "evaluate"},
     "model: {input_shape: {x: [1, 3, 48, 640]}}": {"prepare"},
@@ -379,6 +381,14 @@ def test_a_change_reruns_only_what_it_concerns(resolve: Resolve, keys: str) -> N
     before, after = resolve(), resolve(keys)
     assert before != after
     assert {name for name, stage in stages.items() if tracked(stage, before) != tracked(stage, after)} == RERUNS[keys]
+
+
+def test_the_engine_concerns_the_accurate_bias_correction(resolve: Resolve) -> None:
+    stage = yaml.safe_load(Path("dvc.yaml").read_text())["stages"]["correct_bias"]
+    accurate = "use_fast_bias: false"
+    for keys, concerned in ((accurate, True), ("use_fast_bias: true", False), (f"{accurate}, enabled: false", False)):
+        before, after = (resolve(f"bias_correction: {{{keys}}}\nengine: {{threads: {threads}}}") for threads in (1, 2))
+        assert (tracked(stage, before) != tracked(stage, after)) == concerned, keys
 
 
 def test_every_key_belongs_to_a_stage(resolve: Resolve) -> None:

@@ -135,10 +135,12 @@ def test_many_reasons_are_cut_and_counted(workspace: Path) -> None:
 
 def test_biases_that_were_left_are_listed(workspace: Path) -> None:
     lines = summary(built.config()).splitlines()
-    place = lines.index("biases: 10 corrected, 2 left")
+    place = lines.index("biases: 10 corrected by FastBiasCorrection, 2 left")
     assert lines[place + 1] == "    2 the shift is … times the bias: /backbone/conv_10/Conv, /backbone/conv_11/Conv"
     off = dataclasses.replace(built.config(), bias_correction=BiasCorrection(enabled=False))
     assert "biases: not corrected (bias_correction.enabled is false)" in summary(off)
+    edit(workspace / "build/correct_bias/corrections.json", algorithm="BiasCorrection", samples=60)
+    assert "biases: 10 corrected by BiasCorrection on 60 samples, 2 left" in summary(built.config()).splitlines()
 
 
 def test_shared_samples_are_a_warning(workspace: Path) -> None:

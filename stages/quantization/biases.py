@@ -2,6 +2,9 @@
 
 No inference: the mean output of a convolution fed with its mean input is linear in the weights, with each kernel tap
 weighted by the share of output positions at which it falls inside the input (pot_behaviour.md section 7.1).
+
+The shift is what the mean input makes of the weights' error. POT subtracts what it makes of the quantized weights from
+the measured mean output instead, which adds an error of its own: the mean input is not the whole input.
 """
 
 from __future__ import annotations
@@ -12,10 +15,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from stages import schema
 from stages.quantization.graph import Node
 from stages.quantization.weights import Layout
 
 Array = NDArray[np.float64]
+
+FAST_THRESHOLD, ACCURATE_THRESHOLD = 2.0, 1000.0  # POT's
 
 
 @dataclass(frozen=True)
@@ -26,7 +32,7 @@ class Correction:
     type: str
     bias: Array | None = None
     largest_shift: float = 0.0
-    largest_relative_shift: float | None = None  # of the elements that were not zero
+    largest_relative_shift: float | None = None  # what was compared with the threshold
     reason: str | None = None
 
 
@@ -68,20 +74,31 @@ def _padding(attributes: dict[str, Any], axis: int, length: int, size: int, stri
     return attributes["pads_begin"][axis], attributes["pads_end"][axis]
 
 
+def threshold(config: schema.BiasCorrection) -> float:
+    """The factor by which a bias may change: the given one, or the algorithm's own."""
+    if config.threshold is not None:
+        return config.threshold
+    return FAST_THRESHOLD if config.use_fast_bias else ACCURATE_THRESHOLD
+
+
 def decide(node: Node, bias: Array | None, corrected: Array, threshold: float, correct_zero_biases: bool) -> Correction:
     """Accept or refuse a new bias [C]. bias: the old one, None for a layer without.
 
-    Refused when an element changes by `threshold` times its old value or more. Elements that are zero have no such
-    measure: they are corrected, or (correct_zero_biases false, as POT does) the whole layer is left alone.
+    Refused when it changes by `threshold` times the layer's largest bias or more; where all are zero, nothing is refused.
+    correct_zero_biases false, POT's rule: refused when any element changes by `threshold` times its own old value or
+    more, or has none because it is zero. One element near zero is then enough to leave the layer alone.
     """
     old = np.zeros_like(corrected) if bias is None else bias
     shift = np.abs(corrected - old)
-    zero = old == 0
-    if not correct_zero_biases and np.any(zero):
+    if not correct_zero_biases and np.any(old == 0):
         return Correction(node.name, node.type, reason="no bias" if bias is None else "the bias has zero elements")
-    relative = float(np.max(shift[~zero] / np.abs(old[~zero]))) if not np.all(zero) else None
+    measure = np.max(np.abs(old)) if correct_zero_biases else np.abs(old)
+    relative = float(np.max(shift / measure)) if np.all(measure > 0) else None
     if relative is not None and relative >= threshold:
-        return Correction(
-            node.name, node.type, reason=f"a bias element would change by {relative:.3g} times its value (threshold {threshold:g})"
+        what = (
+            "the bias would change by {:.3g} times its largest value"
+            if correct_zero_biases
+            else "a bias element would change by {:.3g} times its value"
         )
+        return Correction(node.name, node.type, reason=f"{what.format(relative)} (threshold {threshold:g})")
     return Correction(node.name, node.type, corrected, float(np.max(shift)), relative)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from openvino import opset13 as op
 from openvino._offline_transformations import compress_quantize_weights_transformation
 
 from stages import schema
+from stages.quantization.biases import Correction
 from stages.quantization.graph import Graph, Node, bias_add, bias_constant_port, constant_value, output_channel_axis, read_graph
 from stages.quantization.plan import Plan, Quantizer, plan_to_json
 from stages.quantization.schemes import WEIGHTS
@@ -25,11 +27,16 @@ def build(
     plan: Plan,
     bias_correction: schema.BiasCorrection | None = None,
     pot_compatible: bool = False,
+    corrections: Sequence[Correction] = (),
 ) -> tuple[ov.Model, Solved]:
-    """A quantized copy of `model` (which stays as it is), with FakeQuantizes on weights and activations, and its numbers."""
+    """A quantized copy of `model` (which stays as it is), with FakeQuantizes on weights and activations, and its numbers.
+
+    corrections: of biases, found with inference (accurate_bias), where bias_correction does not ask for those that `solve` computes.
+    """
     clone = model.clone()
+    _name_unnamed(clone, "added")  # a copy of a Pad without a value gets one
     graph = read_graph(clone)
-    solved = solve(graph, statistics, plan, bias_correction, pot_compatible)
+    solved = solve(graph, statistics, plan, bias_correction, pot_compatible).with_corrections(corrections)
     for name, value in solved.weights.items():
         _replace_constant(graph.by_name[name], value)
     for quantizer in plan.quantizers:
@@ -39,7 +46,7 @@ def build(
             _quantize_activation(graph, quantizer, solved)
     # Last: an Add for a new bias goes between a layer and everything that reads it, quantizers too.
     for name, bias in solved.biases.items():
-        _set_bias(graph, graph.by_name[name], bias)
+        set_bias(graph, graph.by_name[name], bias)
     clone.validate_nodes_and_infer_types()
     return clone, solved
 
@@ -109,7 +116,7 @@ def _replace_constant(node: Node, value: NDArray[np.float32]) -> None:
         edge.node.operation.input(edge.index).replace_source_output(constant.output(0))
 
 
-def _set_bias(graph: Graph, node: Node, bias: NDArray[np.float64]) -> None:
+def set_bias(graph: Graph, node: Node, bias: NDArray[np.float64]) -> None:
     """Give a layer a new bias [C]; a layer without one gets an Add."""
     output, add = node.operation.output(0), bias_add(node)
     shape = [1] * len(node.shapes[0] or ())
@@ -156,18 +163,24 @@ def corrections_json(solved: Solved) -> dict[str, Any]:
 
 
 def compress_weights(model: ov.Model) -> None:
-    """Fold weight FakeQuantizes into int8 constants, in place, under names that do not depend on the process."""
-    before = {node.get_name(): node.get_friendly_name() for node in model.get_ops()}
-    taken = set(before.values())
+    """Fold weight FakeQuantizes into int8 constants, in place."""
     compress_quantize_weights_transformation(model)
+    _name_unnamed(model, "compressed_weights")
+
+
+def _name_unnamed(model: ov.Model, prefix: str) -> None:
+    """Name the operations that go by their running number, which depends on what the process did before."""
+    operations = model.get_ordered_ops()
+    taken = {node.get_friendly_name() for node in operations}
     counters: dict[str, int] = {}
-    for node in model.get_ordered_ops():
-        if node.get_name() in before or node.get_friendly_name() in taken:
+    for node in operations:
+        if node.get_friendly_name() != node.get_name():
             continue
         kind, name = node.get_type_name(), ""
         while not name or name in taken:
             counters[kind] = counters.get(kind, 0) + 1
-            name = f"compressed_weights/{kind}_{counters[kind]}"
+            name = f"{prefix}/{kind}_{counters[kind]}"
+        taken.add(name)
         node.set_friendly_name(name)
 
 

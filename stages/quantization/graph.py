@@ -6,13 +6,15 @@ of steps. One pass over the model fills plain lists, everything else works on th
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import numpy as np
 import openvino as ov
+
+from stages.errors import UserError
 
 # Their values are not known from constant inputs alone.
 NEVER_CONSTANT = frozenset({"ReadValue", "RandomUniform", "Multinomial"})
@@ -76,6 +78,9 @@ class Graph:
 
     def __post_init__(self) -> None:
         self.by_name = {node.name: node for node in self.nodes}
+        if len(self.by_name) < len(self.nodes):
+            repeated = next(name for name, count in Counter(node.name for node in self.nodes).items() if count > 1)
+            raise UserError(f"the model has several operations named {repeated}")
 
     def copy(self) -> Graph:
         """A copy whose structure can be edited; the nodes share their operations with this graph's."""

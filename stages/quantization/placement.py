@@ -10,6 +10,8 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
+import openvino as ov
+
 from stages.quantization.graph import OPERATIONS_WITH_WEIGHTS, Edge, Graph, Node, Port, operation_kind, walk, weight_constant
 from stages.quantization.schemes import ACTIVATIONS, WEIGHTS, Target
 
@@ -152,7 +154,7 @@ class _Work:
             return f"{self.target.name} has no quantized {group} for {operation_kind(node)}"
         if source.constant and weight_constant(producer) is None:
             return "a constant that is computed, not stored in floating point"
-        return None
+        return _reason_against_tensor(producer)
 
     def _has_number(self, node: Node) -> bool:
         """Whether an element-wise operation has a constant of a single element."""
@@ -226,10 +228,13 @@ class _Work:
         if node.type in JUMP_ALL_INPUTS:
             return list(range(len(node.inputs))) if all(map(self._can_sit_on, node.inputs)) else []
         if node.type in JUMP_MOVING_INPUTS:
-            return [index for index, port in enumerate(node.inputs) if not port.node.constant and port.node.is_float[port.index]]
+            moving = [index for index, port in enumerate(node.inputs) if not port.node.constant and port.node.is_float[port.index]]
+            return moving if all(self._can_sit_on(node.inputs[index]) for index in moving) else []
         return []
 
     def _can_sit_on(self, port: Port) -> bool:
+        if port.node.from_shape or _reason_against_tensor(port):
+            return False
         return not port.node.constant or weight_constant(port) is not None
 
     def _blocked(self) -> set[Node]:
@@ -303,6 +308,18 @@ class _Work:
         self._remove(quantizer)
         still = {edge for other in self.quantizers() for edge in served(other, self.target)}
         self.floats += [(edge.node, edge.index, "accumulated in floating point") for edge in edges if edge not in still]
+
+
+def _reason_against_tensor(port: Port) -> str | None:
+    """Why a tensor can have no quantizer, whatever reads it."""
+    shape, operation = port.node.shapes[port.index], port.node.operation
+    if shape == () and not port.node.constant:
+        return "a single number"  # of which the CPU would make a tensor of rank 1
+    if shape is not None and 0 in shape:
+        return "an empty tensor"
+    if operation is not None and operation.get_output_element_type(port.index) == ov.Type.f64:
+        return "double precision"
+    return None
 
 
 def _is_weighted(node: Node) -> bool:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import replace
+
+import numpy as np
 
 from stages import schema
 from stages.errors import UserError
@@ -25,20 +28,47 @@ from stages.quantization.placement import ALREADY_QUANTIZED, FAKE_QUANTIZE, Plac
 from stages.quantization.plan import Float, Place, Plan, Quantizer, TensorName
 from stages.quantization.points import has_channels
 from stages.quantization.schemes import ACTIVATIONS, WEIGHTS, Scheme, Target, choose, common, extend, restrict
+from stages.quantization.statistics import Statistics
 from stages.quantization.unify import unified_groups
 
 SATURATION_DEVICES = frozenset({"ANY", "CPU"})
 
 
-def make_plan(graph: Graph, target: Target, config: schema.Quantization) -> Plan:
-    """The configuration of the quantized model that `config` asks for on `target`."""
+def make_plan(graph: Graph, target: Target, config: schema.Quantization, statistics: Statistics | None = None) -> Plan:
+    """The configuration of the quantized model that `config` asks for on `target`.
+
+    Operations that read infinite values according to `statistics`, such as an attention mask, stay in floating point.
+    """
     ignored = ignored_operations(graph, target, config)
+    plan = _plan(graph, target, config, ignored)
+    while statistics is not None and (infinite := _readers_of_infinite(graph, plan, statistics).keys() - ignored.keys()):
+        ignored = ignored | dict.fromkeys(infinite, "reads values that are not finite")
+        plan = _plan(graph, target, config, ignored)
+    return plan
+
+
+def _plan(graph: Graph, target: Target, config: schema.Quantization, ignored: dict[Node, str]) -> Plan:
     placement = place(graph, target, ignored_blocks(graph, target.rules), ignored, quantize_numbers=config.pot_compatible)
     pairs = alignment_pairs(graph) if config.use_channel_alignment else []
     doubled = _saturating_layers(graph, target, config, {second.name for _, second in pairs})
     quantizers, refused = _quantizers(placement, target, config, doubled)
     floats = _floats(placement, quantizers, refused)
     return Plan(tuple(quantizers), tuple(floats), tuple((first.name, second.name) for first, second in pairs))
+
+
+def _readers_of_infinite(graph: Graph, plan: Plan, statistics: Statistics) -> dict[Node, None]:
+    """The operations whose quantizers are on tensors with values that are not finite for some sample."""
+    found: dict[Node, None] = {}
+    for quantizer in plan.quantizers:
+        if quantizer.kind != ACTIVATIONS:
+            continue
+        try:
+            lowest, highest, _ = statistics.tails(quantizer.source)
+        except KeyError:
+            continue  # not collected: whoever needs it says so
+        if not np.isfinite([lowest[..., 0], highest[..., 0]]).all():
+            found |= dict.fromkeys(graph.by_name[place.name] for place in quantizer.layers or quantizer.consumers)
+    return found
 
 
 # --------------------------------------------------------------------------------------------------- saturation fix
@@ -170,22 +200,27 @@ def _channel_axis(quantizer: Node, pot_compatible: bool) -> int | None:
 
     Activations: axis 1. Weights: the output channels of the operation that reads them, in the shape in which it reads
     them. Weights of grouped convolutions [G, O/G, I/G, ...] give the two leading axes together one range each: axis 0
-    here. pot_compatible: the first axis of weights of more than two dimensions, and of those on a MatMul's first input.
+    here. A batch of matrices on a MatMul's second input: the first axis, because OpenVINO's CPU plugin computes garbage
+    with a range per column there. pot_compatible: the first axis, too, of one matrix in more than two dimensions and of
+    weights on the first input.
     """
     port = quantizer.inputs[0]
+    shape = port.node.shapes[port.index] or ()
     if not port.node.constant:
         return 1 if has_channels(port) else None
-    edge, rank = quantizer.consumers[0][0], len(port.node.shapes[port.index] or ())
-    if rank == 0:
+    edge = quantizer.consumers[0][0]
+    if not shape:
         return None
     if edge.node.type == "ConvolutionBackpropData":
         return 1
-    if edge.node.type != "MatMul" or (pot_compatible and (rank != 2 or edge.index == 0)):
+    if edge.node.type != "MatMul" or (pot_compatible and (len(shape) != 2 or edge.index == 0)):
         return 0
-    if rank == 1:
+    if len(shape) == 1:
         return None
+    if edge.index == 1 and math.prod(shape[:-2]) != 1:
+        return 0
     transposed = edge.node.attributes()["transpose_b" if edge.index == 1 else "transpose_a"]
-    return rank - 1 if (edge.index == 1) != bool(transposed) else rank - 2
+    return len(shape) - 1 if (edge.index == 1) != bool(transposed) else len(shape) - 2
 
 
 # -------------------------------------------------------------------------------------------- what stays in floating point

@@ -137,6 +137,8 @@ def _climb(port: Port, reached: dict[Port, None]) -> None:
     node = port.node
     if port in reached or node.constant or node.from_shape or node.type == FAKE_QUANTIZE or not node.is_float[port.index]:
         return
+    if 0 in (node.shapes[port.index] or ()):
+        return  # no values
     reached[port] = None
     if node.type in JUMPABLE:
         for source in node.inputs[:1] if node.type in JUMP_FIRST_INPUT else node.inputs:

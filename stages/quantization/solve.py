@@ -5,6 +5,7 @@ No inference and no OpenVINO model is involved; `build` writes the result into o
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -13,7 +14,7 @@ from numpy.typing import NDArray
 from stages import schema
 from stages.errors import UserError
 from stages.quantization.alignment import align
-from stages.quantization.biases import Correction, decide, mean_output
+from stages.quantization.biases import Correction, decide, mean_output, threshold
 from stages.quantization.estimators import aggregate, array_statistic
 from stages.quantization.graph import (
     OPERATIONS_WITH_WEIGHTS,
@@ -56,6 +57,11 @@ class Solved:
     biases: dict[str, Array]  # by operation name [C]: aligned or corrected biases
     corrections: list[Correction] = field(default_factory=list)
 
+    def with_corrections(self, corrections: Sequence[Correction]) -> Solved:
+        """The same with these corrections of biases besides."""
+        biases = self.biases | {entry.name: entry.bias for entry in corrections if entry.bias is not None}
+        return replace(self, biases=biases, corrections=[*self.corrections, *corrections])
+
 
 def solve(
     graph: Graph,
@@ -64,7 +70,10 @@ def solve(
     bias_correction: schema.BiasCorrection | None = None,
     pot_compatible: bool = False,
 ) -> Solved:
-    """Everything that is computed for `plan`. pot_compatible: POT's rules where ours differ on purpose (README)."""
+    """Everything that is computed for `plan`. pot_compatible: POT's rules where ours differ on purpose (README).
+
+    Biases are corrected by FastBiasCorrection only: the accurate one needs inference (accurate_bias).
+    """
     weights, biases, statistics = align(graph, statistics, plan)
     ranges = {
         quantizer.name: _weight_range(graph, quantizer, weights, pot_compatible)
@@ -74,14 +83,13 @@ def solve(
     }
     ranges |= _unified(plan, ranges, pot_compatible)
     solved = Solved(ranges, weights, biases)
-    if bias_correction is None or not bias_correction.enabled:
+    if bias_correction is None or not bias_correction.enabled or not bias_correction.use_fast_bias:
         return solved
     corrections = [
         _correct(graph, node, quantizer, solved, statistics, bias_correction, pot_compatible)
-        for node, quantizer in _correctable(graph, plan, bias_correction.apply_for_all_nodes)
+        for node, quantizer in correctable(graph, plan, bias_correction.apply_for_all_nodes)
     ]
-    corrected = {entry.name: entry.bias for entry in corrections if entry.bias is not None}
-    return replace(solved, biases=biases | corrected, corrections=corrections)
+    return solved.with_corrections(corrections)
 
 
 # --------------------------------------------------------------------------------------------------------------- ranges
@@ -185,7 +193,7 @@ def _unified(plan: Plan, ranges: dict[str, Range], pot_compatible: bool) -> dict
 # ------------------------------------------------------------------------------------------------------ bias correction
 
 
-def _correctable(graph: Graph, plan: Plan, all_nodes: bool) -> list[tuple[Node, Quantizer | None]]:
+def correctable(graph: Graph, plan: Plan, all_nodes: bool) -> list[tuple[Node, Quantizer | None]]:
     """Layers in topological order with the quantizer of their weights."""
     of_weights = {
         place.name: quantizer
@@ -213,25 +221,34 @@ def _correct(
     def left(reason: str) -> Correction:
         return Correction(node.name, node.type, reason=reason)
 
-    layout = weight_layout(node)
-    if layout is None:
-        return left("not a convolution or a MatMul with one matrix of weights on its second input")
+    layout, add = weight_layout(node), bias_add(node)
+    bias = solved.biases.get(node.name, bias_values(node))
+    if reason := obstacle(node, bias):
+        return left(reason)
+    assert layout is not None  # or there would be an obstacle
     if node.name not in statistics.input_mean:
         return left("no mean of its input was collected")
-    bias, add = solved.biases.get(node.name, bias_values(node)), bias_add(node)
-    if add is not None and bias is None:
-        return left("its bias is not one value per channel")
     if pot_compatible and add is not None and not _has_pots_bias_shape(node, add, layout.outputs):
         return left("the bias has another shape than the output's channels")
     stored = solved.weights.get(layout.constant.name, constant_value(layout.constant))
     weights = layout.canonical(stored)
     quantized = layout.canonical(dequantized_weights(graph, quantizer, stored, solved.ranges[quantizer.name])) if quantizer else weights
     mean_input, shape = statistics.input_mean[node.name], statistics.input_shape[node.name]
-    if mean_is_linear(node):
-        corrected = mean_output(layout, weights - quantized, mean_input, shape) + (0.0 if bias is None else bias)
-    else:
+    if pot_compatible and not mean_is_linear(node):
+        # Besides the error of the weights this holds what the mean input does not say of the mean output.
         corrected = statistics.output_mean[node.name] - mean_output(layout, quantized, mean_input, shape)
-    return decide(node, bias, corrected, config.threshold, config.correct_zero_biases and not pot_compatible)
+    else:
+        corrected = mean_output(layout, weights - quantized, mean_input, shape) + (0.0 if bias is None else bias)
+    return decide(node, bias, corrected, threshold(config), config.correct_zero_biases and not pot_compatible)
+
+
+def obstacle(node: Node, bias: Array | None) -> str | None:
+    """Why a layer cannot get a new bias at all. bias: its own [C], if it has one that `bias_values` knows."""
+    if weight_layout(node) is None:
+        return "not a convolution or a MatMul with one matrix of weights on its second input"
+    if bias_add(node) is not None and bias is None:
+        return "its bias is not one value per channel"
+    return None
 
 
 def _has_pots_bias_shape(node: Node, add: Node, outputs: int) -> bool:

@@ -98,7 +98,7 @@ def load(folder: Path) -> Statistics:
         index = json.loads((folder / "index.json").read_text(encoding="utf-8"))
         if index["format"] != FORMAT:
             raise ValueError(f"format {index['format']} instead of {FORMAT}")
-        with np.load(folder / "statistics.npz") as archive:
+        with (folder / "statistics.npz").open("rb") as file, np.load(file) as archive:
             return _from_index(index, {key: archive[key] for key in archive.files})
     except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
         what = str(error).splitlines()[0] if str(error) else type(error).__name__

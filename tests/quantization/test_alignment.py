@@ -17,7 +17,20 @@ from stages.quantization.build import build
 from stages.quantization.graph import read_graph
 from stages.quantization.plan import Plan, TensorName
 from stages.quantization.statistics import Statistics
-from tests.quantization.small import constant, convolution, images, infer, matmul, model, named, parameter, plan_of, random, same, statistics_of
+from tests.quantization.small import (
+    constant,
+    convolution,
+    images,
+    infer,
+    matmul,
+    model,
+    named,
+    parameter,
+    plan_of,
+    random,
+    same,
+    statistics_of,
+)
 
 
 def uneven(*shape: int, seed: int = 0) -> np.ndarray:
@@ -26,7 +39,7 @@ def uneven(*shape: int, seed: int = 0) -> np.ndarray:
 
 
 def pair(first_bias: bool = True, second_bias: bool = True, kernel: int = 1, grouped: bool = False) -> ov.Model:
-    """conv -> conv -> relu."""
+    """Conv -> conv -> relu."""
     x = parameter((1, 4, 8, 8))
     weights = uneven(2, 3, 2, 3, 3) if grouped else uneven(6, 4, 3, 3)
     first = convolution(x, weights, "first", bias=random(6) * 3 if first_bias else None, pads_begin=[1], pads_end=[1])
@@ -141,9 +154,7 @@ def test_chains_align_pairwise() -> None:
     same(aligned_only(tested, statistics), tested, SAMPLES)
 
 
-@pytest.mark.parametrize(
-    "attributes", [{"pads_begin": [1]}, {"strides": [2]}, {"dilations": [2]}, {"auto_pad": "same_upper"}], ids=str
-)
+@pytest.mark.parametrize("attributes", [{"pads_begin": [1]}, {"strides": [2]}, {"dilations": [2]}, {"auto_pad": "same_upper"}], ids=str)
 def test_not_before_padding_strides_or_dilation(attributes: dict[str, Any]) -> None:
     x = parameter()
     first = convolution(x, random(4, 3, 3, 3), "first")
@@ -201,7 +212,7 @@ def test_a_plan_of_another_model_is_one_line() -> None:
     x = parameter((1, 4, 8, 8))
     other = model(named(op.relu(convolution(named(op.relu(x), "first"), random(5, 4, 1, 1), "second")), "relu"), x)
     tested = pair()
-    with pytest.raises(UserError, match="quantizers.json aligns the channels of Relu first, which has no constant weights"):
+    with pytest.raises(UserError, match=r"quantizers.json aligns the channels of Relu first, which has no constant weights"):
         statistics = statistics_of(tested, SAMPLES)
         statistics.channel_lowest[TensorName("first", 0)] = statistics.channel_lowest[between(tested)]
         statistics.channel_highest[TensorName("first", 0)] = statistics.channel_highest[between(tested)]

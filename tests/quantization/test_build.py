@@ -182,7 +182,9 @@ def test_names_and_order_of_inputs_and_outputs_survive() -> None:
         assert [value.get_names() for value in version.inputs] == [{"x"}, {"y"}]
         assert [value.get_names() for value in version.outputs] == [value.get_names() for value in tested.outputs]
         assert version.output("also features").get_node().get_friendly_name() == "result2"
-        assert [list(value.get_partial_shape()) for value in version.outputs] == [list(value.get_partial_shape()) for value in tested.outputs]
+        assert [list(value.get_partial_shape()) for value in version.outputs] == [
+            list(value.get_partial_shape()) for value in tested.outputs
+        ]
 
 
 # ------------------------------------------------------------------------------------------------------- constants
@@ -194,8 +196,8 @@ def test_half_precision_weights_stay_small(tmp_path: Path) -> None:
     bias = op.convert(constant(random(1, 64, 1, 1), "bias", np.float16), "f32")
     layer = named(op.convolution(x, weights, [1, 1], [0, 0], [0, 0], [1, 1]), "conv")
     shared = op.convert(constant(random(1, 64, 1, 1, seed=1), "factors", np.float16), "f32")
-    tested = model(named(op.multiply(named(op.relu(op.add(layer, bias)), "relu"), shared), "scaled"), x)
-    result = quantized(tested, IMAGES, correction=ON)
+    tested = model(named(op.multiply(named(op.tanh(op.add(layer, bias)), "tanh"), shared), "scaled"), x)
+    result = quantized(tested, IMAGES[-1:], correction=ON)
     assert {q.source.name for q in result.plan.quantizers if q.kind == "weights"} == {"weights", "factors"}
     close(result, tested, IMAGES[-1:])
     save_model(result.model, tmp_path)
@@ -212,7 +214,9 @@ def test_a_model_in_half_precision() -> None:
     result = quantized(tested, samples, correction=ON)
     assert result.names() == {"x/fq_output_0", "conv/fq_weights_1"} and "conv/bias" in nodes(result.model)
     assert result.model.outputs[0].get_element_type() == ov.Type.f16
-    assert [node.get_output_element_type(0) for node in compressed(result.model).get_ops() if node.get_friendly_name() == "conv"] == [ov.Type.f16]
+    assert [node.get_output_element_type(0) for node in compressed(result.model).get_ops() if node.get_friendly_name() == "conv"] == [
+        ov.Type.f16
+    ]
     close(result, tested, samples[-1:])
     close(Quantized(result.graph, result.plan, result.solved, compressed(result.model)), tested, samples[-1:])
 
@@ -248,13 +252,13 @@ def test_one_constant_for_two_layers_along_different_axes() -> None:
     first = named(op.matmul(x, weights, False, False), "first")
     second = named(op.matmul(named(op.relu(first), "relu"), weights, False, True), "second")
     tested = model(second, x)
-    samples = images(3, (1, 6))
-    result = quantized(tested, samples[-1:], correction=ON)
+    samples = images(1, (1, 6))
+    result = quantized(tested, samples, correction=ON)
     axes = {q.consumers[0].name: q.channel_axis for q in result.plan.quantizers if q.kind == "weights"}
     assert axes == {"first": 1, "second": 0}
     np.testing.assert_allclose(result.solved.ranges["first/fq_weights_1"].high, np.abs(random(6, 6)).max(axis=0))
     np.testing.assert_allclose(result.solved.ranges["second/fq_weights_1"].high, np.abs(random(6, 6)).max(axis=1))
-    close(result, tested, samples[-1:])
+    close(result, tested, samples, share=0.2)
 
 
 def test_one_constant_halved_for_one_layer_only() -> None:
@@ -269,17 +273,20 @@ def test_one_constant_halved_for_one_layer_only() -> None:
 
 
 @pytest.mark.parametrize("transpose", [False, True])
-def test_constants_on_the_first_input_and_batches_of_matrices(transpose: bool) -> None:
-    x = parameter((1, 4, 8, 8))
-    left = named(op.matmul(constant(random(8, 5) if transpose else random(5, 8), "left/weights"), x, transpose, False), "left")
-    batch = matmul(x, random(1, 4, 5, 8) if transpose else random(1, 4, 8, 5), "batch", transpose_b=transpose)
-    tested = model([named(op.relu(left), "r1"), named(op.relu(batch), "r2")], x)
-    result = quantized(tested, IMAGES[-1:], correction=ON)
-    assert {q.consumers[0].name: np.size(result.solved.ranges[q.name].high) for q in result.plan.quantizers if q.kind == "weights"} == {
-        "left": 5,
-        "batch": 5,
-    }
-    close(result, tested, IMAGES[-1:])
+@pytest.mark.parametrize("leading", [(), (1,), (3,), (1, 4)], ids=str)
+def test_matrix_products_in_all_shapes(transpose: bool, leading: tuple[int, ...]) -> None:
+    """OpenVINO's CPU plugin computes garbage for a batch of matrices with a range per column."""
+    x = parameter((*leading, 8, 8))
+    left = named(
+        op.matmul(constant(random(*leading, 8, 5) if transpose else random(*leading, 5, 8), "left/w"), x, transpose, False), "left"
+    )
+    right = matmul(x, random(*leading, 5, 8) if transpose else random(*leading, 8, 5), "right", transpose_b=transpose)
+    tested, samples = model([named(op.relu(left), "r1"), named(op.relu(right), "r2")], x), images(1, (*leading, 8, 8))
+    result = quantized(tested, samples, correction=ON)
+    sizes = {q.consumers[0].name: np.size(result.solved.ranges[q.name].high) for q in result.plan.quantizers if q.kind == "weights"}
+    assert sizes == {"left": 5, "right": 5 if np.prod(leading) == 1 else leading[0]}
+    close(result, tested, samples, share=0.05)
+    same(compressed(result.model), result.model, samples, tolerance=0.02)
 
 
 # ---------------------------------------------------------------------------------------------------- special models
@@ -297,7 +304,7 @@ def test_models_with_bodies() -> None:
     x, use = parameter(), parameter((), "use", np.bool_)
     layer = named(op.relu(convolution(x, random(3, 3, 1, 1), "conv")), "relu")
     branches = []
-    for name, function in (("then", op.exp), ("else", op.relu)):
+    for name, function in (("then", op.sigmoid), ("else", op.relu)):
         inner = named(op.parameter([1, 3, 8, 8], np.float32), f"{name}/x")
         branches.append(ov.Model([op.result(convolution(function(inner), random(3, 3, 1, 1), f"{name}/conv"))], [inner]))
     choice = op.if_op(use)
@@ -306,8 +313,8 @@ def test_models_with_bodies() -> None:
     choice.set_input(layer.output(0), branches[0].get_parameters()[0], branches[1].get_parameters()[0])
     output = choice.set_output(branches[0].get_results()[0], branches[1].get_results()[0])
     named(choice, "choice")
-    tested = model(convolution(named(op.relu(output), "after"), random(3, 3, 1, 1), "last"), x, use)
-    samples = [{"x": sample, "use": np.array(flag)} for sample, flag in zip(images(2), (True, False), strict=True)]
+    tested = model(convolution(named(op.sigmoid(output), "after"), random(3, 3, 1, 1), "last"), x, use)
+    samples = [{"x": sample, "use": np.array(flag)} for sample, flag in zip(images(1) * 2, (True, False), strict=True)]
     result = quantized(tested, samples, correction=ON)
     assert result.floats()["choice", None] == "ANY has no quantized If"
     assert {q.source.name for q in result.plan.quantizers if q.kind == "activations"} == {"x", "after"}
@@ -340,12 +347,12 @@ def test_what_is_quantized_already_is_left_alone() -> None:
     kernel = op.fake_quantize(constant(random(3, 3, 1, 1), "raw"), *borders, *borders, 255)
     second = named(op.convolution(named(op.relu(first), "relu"), kernel, [1, 1], [0, 0], [0, 0], [1, 1]), "second")
     tested = model(second, x)
-    result = quantized(tested, images(), correction=ON)
+    result = quantized(tested, images(1), correction=ON)
     assert result.names() == {"first/fq_weights_1", "relu/fq_output_0"}
     assert result.floats()["first", 0] == "already quantized in the model"
-    assert result.floats()["second", 1] == "a constant that is computed, not stored in floating point"
+    assert result.floats()["second", 1] == "already quantized in the model"
     assert types(result.model).count("FakeQuantize") == 4
-    close(result, tested, images()[-1:])
+    close(result, tested, images(1))
 
 
 def test_quantizing_twice_changes_no_quantizer() -> None:

@@ -100,7 +100,7 @@ def test_the_model_stays_as_it_is() -> None:
 def test_values_that_are_not_finite_before_a_layer(value: float) -> None:
     samples = images(3)
     samples[1][0, 0, 3, 3] = value
-    with pytest.raises(UserError, match="values that are not finite at first for calibration sample 1$"):
+    with pytest.raises(UserError, match=r"values that are not finite at first for calibration sample 1$"):
         statistics_of(whole(parameter()), samples)
 
 
@@ -134,7 +134,7 @@ def test_a_second_pass_only_for_quantiles_of_aligned_channels() -> None:
     pair = model(convolution(first, random(5, 4, 1, 1), "second", bias=random(5)), x)
     alone = model(convolution(x, random(4, 3, 3, 3), "first", bias=random(4)), x)
     for tested, channel_probabilities, expected in ((pair, [], 1), (pair, [0.01], 2), (alone, [0.01], 1)):
-        passes = []
+        passes: list[int] = []
 
         def counted(instrumented: ov.Model, passes: list[int] = passes) -> Iterator[list[np.ndarray]]:
             passes.append(1)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from itertools import combinations
+from typing import Any
 
 import numpy as np
 import pytest
@@ -28,7 +30,7 @@ def hodges_lehmann(values: np.ndarray) -> float:
     return float(np.median(sums) / 2) if sums else float(values[0])
 
 
-DEFINITIONS = {
+DEFINITIONS: dict[str, Callable[[np.ndarray], Any]] = {
     "mean": np.mean,
     "max": np.max,
     "min": np.min,
@@ -81,7 +83,7 @@ def test_statistics_of_constants() -> None:
             for axis in range(3):
                 expected = [define(np.take(exact, index, axis), probability) for index in range(values.shape[axis])]
                 np.testing.assert_allclose(array_statistic(values, border, axis, upper=upper), expected, rtol=1e-6)
-    assert array_statistic(np.float32(-3).reshape(()), Border("abs_max"), None, upper=True) == 3
+    assert array_statistic(np.asarray(-3.0), Border("abs_max"), None, upper=True) == 3
 
 
 def scheme(mode: str, granularity: str) -> Scheme:

@@ -7,6 +7,7 @@ import openvino as ov
 import pytest
 from openvino import opset13 as op
 
+from stages.errors import UserError
 from stages.quantization.graph import (
     Graph,
     Node,
@@ -195,6 +196,12 @@ def test_a_copy_can_be_edited() -> None:
     assert [node.name for node in copy.nodes] == [node.name for node in graph.nodes]
     copy.by_name["relu"].inputs.clear()
     assert graph.by_name["relu"].inputs and copy.by_name["relu"] is not graph.by_name["relu"]
+
+
+def test_names_must_be_unique() -> None:
+    x = parameter()
+    with pytest.raises(UserError, match=r"^the model has several operations named twice$"):
+        graph_of(named(op.exp(named(op.relu(x), "twice")), "twice"), x)
 
 
 def test_walk_yields_each_node_once_and_not_the_start() -> None:

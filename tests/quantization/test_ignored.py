@@ -92,7 +92,7 @@ def test_every_entry_counts_where_pot_stops_at_the_first() -> None:
 
 
 def test_a_type_that_the_model_does_not_have_is_answered_with_those_it_has() -> None:
-    with pytest.raises(ConfigError, match="no Add with attributes .*operation types of the model: .*MatMul.*ReduceMean"):
+    with pytest.raises(ConfigError, match=r"no Add with attributes .*operation types of the model: .*MatMul.*ReduceMean"):
         ignored(operations=[schema.IgnoredOperation("Add")])
 
 

@@ -36,7 +36,7 @@ Build = Callable[[Inputs, bool], ov.Node]
 
 
 def number(value: float = 2.0) -> ov.Node:
-    return constant(np.full((1, 1, 1, 1), value), "number")
+    return op.constant(np.full((1, 1, 1, 1), value, np.float32))
 
 
 def ends(constant_end: bool, inputs: Inputs) -> ov.Node:
@@ -139,14 +139,14 @@ def attention(kind: str) -> Build:
         weights = named(op.softmax(scores, 2) if hit else op.relu(scores), "weights")
         if kind == "reshaped softmax":
             weights = named(op.reshape(named(weights, "softmax"), np.array([1, 2, 4, 4]), False), "weights")
-        v = named(op.reshape(inputs("v", (4, 16)), np.array([4, 16]), False), "v")
         if kind != "reshaped values":
-            v = add(inputs("v", (4, 16)), constant(np.ones(16), "one"), "v")
+            v = add(inputs("inner", (4, 16)), constant(np.ones(16), "one"), "v")
             v = named(op.reshape(v, np.array([4, 2, 8]), False), "reshape")
             v = named(op.transpose(v, np.array([1, 0, 2])), "transpose" if "gathered" in kind else "values")
             if "gathered" in kind:
                 v = named(op.gather(v, np.array([0, 1]), np.int64(0)), "values")
         else:
+            v = named(op.reshape(inputs("inner", (4, 16)), np.array([4, 16]), False), "v")
             v = named(op.reshape(named(op.transpose(v, np.array([1, 0])), "transpose"), np.array([2, 4, 8]), False), "values")
         return named(op.matmul(weights, v, False, False), "output")
 

@@ -159,7 +159,7 @@ def test_integer_operations_and_shapes_are_no_candidates() -> None:
 def test_a_value_computed_from_shapes_is_not_quantized() -> None:
     x = parameter((-1, 3, 8, 8))
     count = named(op.convert(named(op.shape_of(x), "shape"), "f32"), "count")
-    total = named(op.reduce_prod(count, np.array([0]), False), "total")
+    total = named(op.reduce_prod(count, np.array([0]), True), "total")
     tested = model(named(op.divide(named(op.relu(x), "relu"), total), "mean"), x)
     assert placed(tested) == {"relu:0": {"mean:0"}}
     assert reasons(tested)["mean", 1] == "input is computed from shapes"

@@ -50,7 +50,9 @@ def test_names_and_sources() -> None:
 def test_a_name_in_use_is_avoided() -> None:
     x = parameter()
     taken = named(op.relu(named(op.relu(x), "relu")), "relu/fq_output_0")
-    plan = plan_of(model([convolution(taken, random(3, 3, 1, 1), "b"), convolution(taken.input_value(0).get_node(), random(3, 3, 1, 1), "a")], x))
+    plan = plan_of(
+        model([convolution(taken, random(3, 3, 1, 1), "b"), convolution(taken.input_value(0).get_node(), random(3, 3, 1, 1), "a")], x)
+    )
     assert {q.name for q in plan.quantizers if q.kind == "activations"} == {"relu/fq_output_0_", "relu/fq_output_0/fq_output_0"}
 
 
@@ -59,7 +61,10 @@ def test_a_depthwise_convolution_and_an_add_share_a_range_per_tensor() -> None:
     assert found["relu/fq_output_0"].scheme.granularity == "pertensor" and found["relu/fq_output_0"].channel_axis is None
     x = parameter((1, 4, 8, 8))
     alone = plan_of(model(convolution(x, random(4, 1, 1, 1, 1)), x)).quantizers
-    assert {(q.kind, q.scheme.granularity, q.channel_axis) for q in alone} == {("activations", "perchannel", 1), ("weights", "perchannel", 0)}
+    assert {(q.kind, q.scheme.granularity, q.channel_axis) for q in alone} == {
+        ("activations", "perchannel", 1),
+        ("weights", "perchannel", 0),
+    }
 
 
 AXES: list[tuple[str, tuple[int, ...], int, dict[str, bool], int | None, int | None]] = [
@@ -69,8 +74,11 @@ AXES: list[tuple[str, tuple[int, ...], int, dict[str, bool], int | None, int | N
     ("deconv", (3, 4, 2, 2), 1, {}, 1, 1),
     ("matmul", (8, 5), 1, {}, 1, 1),
     ("matmul", (5, 8), 1, {"transpose_b": True}, 0, 0),
-    ("matmul", (3, 8, 5), 1, {}, 2, 0),
-    ("matmul", (3, 5, 8), 1, {"transpose_b": True}, 1, 0),
+    ("matmul", (1, 8, 5), 1, {}, 2, 0),
+    ("matmul", (1, 5, 8), 1, {"transpose_b": True}, 1, 0),
+    ("matmul", (1, 3, 8, 5), 1, {}, 0, 0),
+    ("matmul", (3, 8, 5), 1, {}, 0, 0),
+    ("matmul", (3, 5, 8), 0, {}, 1, 0),
     ("matmul", (5, 8), 0, {}, 0, 0),
     ("matmul", (8, 5), 0, {"transpose_a": True}, 1, 0),
     ("matmul", (8,), 1, {}, None, 0),
@@ -82,7 +90,7 @@ AXES: list[tuple[str, tuple[int, ...], int, dict[str, bool], int | None, int | N
 def test_the_channel_axis_of_weights(
     what: str, shape: tuple[int, ...], port: int, attributes: dict[str, bool], ours: int | None, pots: int | None
 ) -> None:
-    """Of weights in three dimensions, POT takes the batch for the channels."""
+    """Of weights in three dimensions, POT always takes the batch for the channels."""
     x, weights = parameter(), constant(random(*shape), "weights")
     if what == "conv":
         layer = convolution(x, random(*shape))
@@ -102,7 +110,8 @@ def test_the_channel_axis_of_weights(
 
 def test_channels_where_there_are_none() -> None:
     x = parameter((6,))
-    weights, config = random(6, 2), {"activations": schema.Scheme(granularity="perchannel"), "allow_unsupported": True}
+    weights = random(6, 2)
+    config: dict[str, Any] = {"activations": schema.Scheme(granularity="perchannel"), "allow_unsupported": True}
     for quantizer in plan_of(model(matmul(x, weights), x), **config).quantizers:
         assert quantizer.scheme.granularity == ("pertensor" if quantizer.kind == "activations" else "perchannel")
 
@@ -147,7 +156,7 @@ def test_the_second_of_an_aligned_pair_too() -> None:
 
 
 def test_a_scheme_that_the_target_does_not_offer_names_the_operation() -> None:
-    with pytest.raises(ConfigError, match="quantization.activations for Add sum: granularity=perchannel cannot run"):
+    with pytest.raises(ConfigError, match=r"quantization.activations for Add sum: granularity=perchannel cannot run"):
         plan_of(network(), activations=schema.Scheme(granularity="perchannel"))
     forced = plan_of(network(), activations=schema.Scheme(granularity="perchannel"), allow_unsupported=True)
     assert {q.scheme.granularity for q in forced.quantizers if q.kind == "activations"} == {"perchannel"}
@@ -198,7 +207,7 @@ def test_transformers_multiply_activations_symmetrically() -> None:
 
 
 def test_estimators_of_a_group_replace_those_of_both() -> None:
-    config = {
+    config: dict[str, Any] = {
         "range_estimator": schema.RangeEstimator(max=schema.Estimator(aggregator="max")),
         "activations": schema.Scheme(range_estimator=schema.RangeEstimator(preset="quantile")),
     }

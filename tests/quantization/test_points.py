@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import openvino as ov
 import pytest
@@ -45,7 +47,7 @@ def test_channels_of_depthwise_inputs_only_unless_asked() -> None:
 
 def test_means_that_follow_from_others_are_not_collected() -> None:
     x = parameter()
-    cases = {
+    cases: dict[str, tuple[np.ndarray, dict[str, Any], bool]] = {
         "pointwise": (random(3, 3, 1, 1), {}, True),
         "padded": (random(3, 3, 1, 1), {"pads_begin": [1]}, False),
         "strided": (random(3, 3, 1, 1), {"strides": [2]}, False),
@@ -65,7 +67,9 @@ def scaled_and_shifted(x: ov.Node, offset: float) -> ov.Node:
     scaled = named(op.multiply(constant(-0.5, "factor"), start), "scaled")
     shifted = named(op.add(scaled, constant(np.full((1, 1, 1, 1), offset), "term")), "shifted")
     tensors = (start, scaled, shifted, op.reshape(shifted, np.array([1, 8, 8, 3]), False))
-    return op.concat([op.reshape(convolution(t, random(1, t.get_output_shape(0)[1], 1, 1), f"c{i}"), [1, -1], False) for i, t in enumerate(tensors)], 1)
+    return op.concat(
+        [op.reshape(convolution(t, random(1, t.get_output_shape(0)[1], 1, 1), f"c{i}"), [1, -1], False) for i, t in enumerate(tensors)], 1
+    )
 
 
 @pytest.mark.parametrize("offset", [0.25, 3.0, -7.9])
@@ -95,7 +99,10 @@ def test_factors_that_cannot_be_undone() -> None:
     for factor in (0.0, np.inf, np.nan):
         start = named(op.exp(x), "start")
         end = named(op.multiply(start, constant(factor, "factor")), "end")
-        assert names(points_of(model([convolution(t, random(1, 3, 1, 1), f"c{i}") for i, t in enumerate((start, end))], x)).tensors) == ["start", "end"]
+        assert names(points_of(model([convolution(t, random(1, 3, 1, 1), f"c{i}") for i, t in enumerate((start, end))], x)).tensors) == [
+            "start",
+            "end",
+        ]
 
 
 @given(models())
@@ -104,7 +111,7 @@ def test_statistics_hold_all_that_any_plan_needs(tested: ov.Model) -> None:
     found = points_of(tested)
     stored = {(port.node.name, port.index) for port in (*found.tensors, *found.derived)}
     channels = {(port.node.name, port.index) for port in found.perchannel}
-    configs: list[dict[str, object]] = [{}, {"preset": "mixed"}, {"model_type": "transformer"}, {"pot_compatible": True}]
+    configs: list[dict[str, Any]] = [{}, {"preset": "mixed"}, {"model_type": "transformer"}, {"pot_compatible": True}]
     for config in configs:
         for quantizer in plan_of(tested, **config).quantizers:
             if quantizer.kind == "activations":

@@ -104,7 +104,7 @@ def test_clipping() -> None:
 
 def test_clipping_values_that_leave_nothing() -> None:
     estimator = schema.RangeEstimator(max=schema.Estimator(clipping_value=-1.0))
-    with pytest.raises(UserError, match="tanh/fq_output_0: the clipping values None and -1.0 leave no range around zero"):
+    with pytest.raises(UserError, match=r"tanh/fq_output_0: the clipping values None and -1.0 leave no range around zero"):
         ranges(activations=schema.Scheme(range_estimator=estimator))
 
 
@@ -137,7 +137,9 @@ def test_infinite_values_matter_only_where_they_are_quantized() -> None:
     scores = named(op.add(named(op.exp(x), "exp"), mask), "scores")
     tested = model(matmul(named(op.softmax(scores, 1), "softmax"), random(4, 2)), x, mask)
     samples = [{"x": random(4, 4, seed=seed), "mask": np.where(np.eye(4) * seed, -np.inf, 0).astype(np.float32)} for seed in range(3)]
-    with pytest.raises(UserError, match=r"mask \(output 0\) takes values that are not finite for calibration sample 1; quantization.ignored"):
+    with pytest.raises(
+        UserError, match=r"mask \(output 0\) takes values that are not finite for calibration sample 1; quantization.ignored"
+    ):
         quantized(tested, samples)
     result = quantized(tested, samples, ignored=schema.Ignored(scope=["scores"]))
     assert {q.source.name for q in result.plan.quantizers} == {"softmax", "matmul/weights"}
@@ -159,7 +161,9 @@ def test_dequantized_weights_are_those_that_the_model_computes_with(preset: str,
         matmul(x, random(8, 3), "product"),
         matmul(x, random(1, 4, 8, 3), "batch"),
     ]
-    result = quantized(model([named(op.relu(layer), f"r{i}") for i, layer in enumerate(layers)], x), SAMPLES, preset=preset, saturation_fix=saturation_fix)
+    result = quantized(
+        model([named(op.relu(layer), f"r{i}") for i, layer in enumerate(layers)], x), SAMPLES, preset=preset, saturation_fix=saturation_fix
+    )
     checked = 0
     for quantizer in (q for q in result.plan.quantizers if q.kind == "weights"):
         stored = constant_value(quantized_constant(result.graph, quantizer))

@@ -52,7 +52,8 @@ def test_the_same_statistics_give_the_same_bytes(tmp_path: Path) -> None:
 def test_derived_tails() -> None:
     statistics = Statistics(1)
     stored = TensorName("y", 0)
-    statistics.lowest[stored], statistics.highest[stored] = np.float32([[-3, -1]]), np.float32([[7, 5]])
+    statistics.lowest[stored] = np.array([[-3, -1]], np.float32)
+    statistics.highest[stored] = np.array([[7, 5]], np.float32)
     statistics.size[stored] = np.array([10])
     for scale, low, high in ((2.0, [-2, -1], [3, 2]), (-2.0, [-3, -2], [2, 1])):
         statistics.derived[TensorName("x", 0)] = (stored, scale, 1.0)

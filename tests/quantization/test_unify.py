@@ -12,7 +12,20 @@ from openvino import opset13 as op
 
 from stages import schema
 from stages.quantization.build import build
-from tests.quantization.small import constant, convolution, images, matmul, model, named, parameter, plan_of, quantized, random, same, statistics_of
+from tests.quantization.small import (
+    constant,
+    convolution,
+    images,
+    matmul,
+    model,
+    named,
+    parameter,
+    plan_of,
+    quantized,
+    random,
+    same,
+    statistics_of,
+)
 
 CHANNELS = (1, 4, 8, 8)
 

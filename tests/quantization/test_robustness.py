@@ -1,0 +1,102 @@
+"""Models of kinds that the ONNX project's backend tests hold (tests/benchmarks/onnx_backend.py): none crashes."""
+
+from __future__ import annotations
+
+import numpy as np
+import openvino as ov
+import pytest
+from openvino import opset13 as op
+
+from stages import schema
+from stages.quantization.build import build
+from stages.quantization.graph import read_graph
+from stages.quantization.planning import make_plan
+from tests.quantization.reference_runs import target
+from tests.quantization.small import constant, infer, matmul, model, named, parameter, plan_of, quantized, random, statistics_of
+
+
+def outputs(tested: ov.Model, sample: np.ndarray) -> list[np.ndarray]:
+    return next(iter(infer(tested, [sample])))
+
+
+def test_a_tensor_of_rank_zero_is_not_quantized() -> None:
+    """Behind a quantizer, the CPU would give the output a rank of 1."""
+    x = parameter((2, 3))
+    total, mean = (named(reduce(x, np.array([0, 1]), False), name) for reduce, name in ((op.reduce_sum, "total"), (op.reduce_max, "top")))
+    ratio = named(op.divide(total, mean), "ratio")
+    tested, sample = model([ratio, matmul(x, random(3, 4))], x), np.abs(random(2, 3))
+    result = quantized(tested, [sample])
+    assert result.floats()["ratio", 0] == result.floats()["ratio", 1] == "a single number"
+    assert outputs(result.model, sample)[0].shape == ()
+
+
+def test_no_quantizer_moves_up_to_a_tensor_of_rank_zero() -> None:
+    x = parameter((2, 3))
+    total = named(op.reduce_sum(x, np.array([0, 1]), False), "total")
+    row = named(op.unsqueeze(total, np.array([0, 1])), "row")
+    tested = model(named(op.add(named(op.relu(x), "relu"), row), "sum"), x)
+    result = quantized(tested, [random(2, 3)])
+    assert {quantizer.source.name for quantizer in result.plan.quantizers} == {"relu", "row"}
+
+
+def test_an_empty_tensor_is_not_quantized() -> None:
+    x = parameter((2, 3))
+    nothing = named(op.strided_slice(x, np.array([0, 0]), np.array([2, 0]), np.array([1, 1]), [0, 0], [0, 0]), "nothing")
+    doubled = named(op.add(nothing, nothing), "doubled")
+    joined = named(op.concat([named(op.relu(x), "relu"), doubled], 1), "joined")
+    tested, sample = model([matmul(joined, random(3, 4))], x), random(2, 3)
+    result = quantized(tested, [sample])
+    assert {quantizer.source.name for quantizer in result.plan.quantizers if quantizer.kind == "activations"} == {"joined"}
+    assert outputs(result.model, sample)[0].shape == (2, 4)
+
+
+def test_double_precision_is_not_quantized() -> None:
+    """The CPU cannot compile a model in which f64 comes out of a quantizer."""
+    x = parameter((2, 3), dtype=np.float64)
+    tested = model(named(op.add(named(op.sqrt(x), "root"), x), "sum"), x)
+    plan = plan_of(tested)
+    assert not plan.quantizers and {entry.reason for entry in plan.floats if entry.port is not None} == {"double precision"}
+
+
+def test_no_quantizer_moves_up_to_a_tensor_computed_from_shapes() -> None:
+    """Nothing is collected there."""
+    x, y = parameter((2, -1)), parameter((2,), "y")
+    size = named(op.convert(named(op.shape_of(x), "shape"), "f16"), "size")
+    like = named(op.convert_like(size, y), "like")
+    tested = model([named(op.add(like, y), "sum")], x, y)
+    result = quantized(tested, [{"x": random(2, 5), "y": random(2)}])
+    assert "size" not in {quantizer.source.name for quantizer in result.plan.quantizers}
+
+
+@pytest.mark.parametrize("preset", ["performance", "accuracy"])
+def test_operations_that_read_infinite_values_stay_in_floating_point(preset: str) -> None:
+    """An attention mask holds them on purpose."""
+    x = parameter((2, 4))
+    scores = matmul(x, random(4, 4), "scores")
+    hidden = named(op.greater(x, named(op.relu(x), "relu")), "hidden")
+    mask = named(op.select(hidden, constant(0.0, "zero"), constant(-np.inf, "lowest")), "mask")
+    masked = named(op.add(scores, named(op.select(op.is_inf(mask), mask, x), "bias")), "masked")
+    tested, sample = model(named(op.softmax(named(op.add(masked, x), "again"), 1), "weights"), x), random(2, 4)
+    statistics = statistics_of(tested, [sample])
+    plan = make_plan(read_graph(tested), target(), schema.Quantization(preset=preset), statistics)
+    floats = {entry.name: entry.reason for entry in plan.floats}
+    assert floats["masked"] == floats["again"] == "reads values that are not finite"
+    assert {quantizer.consumers[0].name for quantizer in plan.quantizers} >= {"scores"}
+    result, _ = build(tested, statistics, plan)
+    assert outputs(result, sample)[0].shape == (2, 4)
+
+
+def test_bodies_of_loops_stay_in_floating_point() -> None:
+    x, row = parameter((3, 4)), op.parameter([1, 4], np.float32)
+    body = ov.Model([op.result(op.matmul(row, op.constant(random(4, 4)), False, False))], [row])
+    loop = op.tensor_iterator()
+    loop.set_body(body)
+    loop.set_sliced_input(row, x.output(0), 0, 1, 1, -1, 0)
+    rows = loop.get_concatenated_slices(body.get_results()[0].output(0), 0, 1, 1, -1, 0)
+    loop.set_friendly_name("loop")
+    after = named(op.matmul(rows, constant(random(4, 2), "w"), False, False), "after")
+    tested, sample = model(after, x), random(3, 4)
+    result = quantized(tested, [sample])
+    assert result.floats()["loop", None] == "ANY has no quantized TensorIterator"
+    assert {quantizer.source.name for quantizer in result.plan.quantizers} == {"loop", "w"}
+    np.testing.assert_allclose(outputs(result.model, sample)[0], outputs(tested, sample)[0], atol=0.5)

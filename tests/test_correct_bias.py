@@ -1,0 +1,58 @@
+"""`correct_bias` in a real pipeline, with the accurate BiasCorrection and back."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import openvino as ov
+
+from tests.project import Project, copy_project
+from tests.test_evaluate import tiny_model
+
+KEYS = """\
+model: {{name: tiny, path: tiny.xml}}
+data: {{calibration: {{path: tiny.npz}}, calibration_size: 20}}
+quantization: {{weights: {{bits: 4}}, allow_unsupported: true, stat_subset_size: 10}}
+bias_correction: {{use_fast_bias: {fast}}}
+engine: {{threads: {threads}}}
+"""
+OPTIONS = ("model: local", "data: arrays", "metric: reference_error", "tracking: disabled")
+COMPUTES = ["collect_statistics", "correct_bias"]
+
+
+def corrections(project: Project) -> dict[str, Any]:
+    return json.loads((project.root / "build/correct_bias/corrections.json").read_text())
+
+
+def test_both_algorithms(tmp_path: Path) -> None:
+    project = copy_project(tmp_path / "project")
+    ov.save_model(tiny_model(), project.root / "tiny.xml", compress_to_fp16=False)
+    images = np.random.default_rng(1).normal(size=(30, 3, 12, 12)).astype(np.float32)
+    np.savez(project.root / "tiny.npz", x=images)
+
+    def repro(fast: str, threads: int) -> list[str]:
+        project.params(KEYS.format(fast=fast, threads=threads), *OPTIONS)
+        outcome = project.repro("correct_bias")
+        assert outcome.code == 0, outcome.output
+        return outcome.stages
+
+    repro("false", 1)
+    accurate = corrections(project)
+    # A fifth of the ten samples that `stat_subset_size` leaves.
+    assert (accurate["algorithm"], accurate["samples"]) == ("BiasCorrection", 2)
+    assert [entry["name"] for entry in accurate["corrected"]] == ["conv0", "conv1", "scores"] and accurate["left"] == []
+
+    # The engine's settings concern it, ...
+    assert [stage for stage in repro("false", 2) if stage in COMPUTES] == COMPUTES
+    for ours, before in zip(corrections(project)["corrected"], accurate["corrected"], strict=True):
+        np.testing.assert_allclose(ours["bias"], before["bias"], atol=1e-5)
+
+    assert repro("true", 2) == ["config", "correct_bias"]
+    fast = corrections(project)
+    assert fast["algorithm"] == "FastBiasCorrection" and "samples" not in fast
+    biases = {entry["name"]: entry["bias"] for entry in accurate["corrected"]}
+    assert {entry["name"] for entry in fast["corrected"] + fast["left"]} == set(biases) and fast["corrected"], fast["left"]
+    assert all(np.abs(np.subtract(entry["bias"], biases[entry["name"]])).max() > 1e-4 for entry in fast["corrected"]), fast["left"]
