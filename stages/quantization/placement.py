@@ -140,6 +140,8 @@ class _Work:
             return "works on integers"
         if not self.quantize_numbers and self._has_number(node):
             return "element-wise with a single number"
+        if node.type == "MatMul" and _reads_vector(node):
+            return "a vector times a matrix, whose shape the CPU gets wrong in INT8"
         return None
 
     def _reason_against_port(self, node: Node, port: int) -> str | None:
@@ -320,6 +322,11 @@ def _reason_against_tensor(port: Port) -> str | None:
     if operation is not None and operation.get_output_element_type(port.index) == ov.Type.f64:
         return "double precision"
     return None
+
+
+def _reads_vector(node: Node) -> bool:
+    shapes = [port.node.shapes[port.index] for port in node.inputs if not port.node.constant]
+    return any(shape is not None and len(shape) == 1 for shape in shapes)
 
 
 def _is_weighted(node: Node) -> bool:

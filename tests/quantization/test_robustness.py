@@ -50,6 +50,15 @@ def test_an_empty_tensor_is_not_quantized() -> None:
     assert outputs(result.model, sample)[0].shape == (2, 4)
 
 
+def test_a_vector_times_a_matrix_is_not_quantized() -> None:
+    """OpenVINO 2026.4's CPU gives quantized ones the shapes [2, 2, 1] and [1, 4]."""
+    x = parameter((3,))
+    tested, sample = model([matmul(x, random(2, 3, 1)), named(op.matmul(x, random(3, 4), False, False), "product")], x), random(3)
+    result = quantized(tested, [sample])
+    assert not result.plan.quantizers
+    assert [output.shape for output in outputs(result.model, sample)] == [(2, 1), (4,)]
+
+
 def test_double_precision_is_not_quantized() -> None:
     """The CPU cannot compile a model in which f64 comes out of a quantizer."""
     x = parameter((2, 3), dtype=np.float64)
