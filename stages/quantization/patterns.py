@@ -78,6 +78,14 @@ def _after_parameter(name: str, tail: str) -> list[Pattern]:
     return [pattern(name + suffix, f"{head}\n{tail}") for suffix, head in heads.items()]
 
 
+# What may follow a weighted operation before a pattern goes on: name, lines, and the last of them.
+AFTER_WEIGHTED = (
+    ("", "", "op"),
+    (" and bias", "bias* = Add(op, const)", "bias"),
+    (" and activation", "activation* = ACTIVATION(op)", "activation"),
+    (", bias and activation", "bias* = Add(op, const)\nactivation* = ACTIVATION(bias)", "activation"),
+)
+
 PATTERNS: tuple[Pattern, ...] = (
     pattern("bias of a weighted operation", "op = WEIGHTED()\nbias* = Add(op, const)"),
     pattern("bias and Swish", "op = FC()\nbias* = Add(op, const)\nswish* = Swish(bias)"),
@@ -191,12 +199,7 @@ PATTERNS: tuple[Pattern, ...] = (
             devices=CPU_GPU,
             single_consumers_from="scale",
         )
-        for suffix, middle, last in (
-            ("", "", "op"),
-            (" and bias", "bias* = Add(op, const)", "bias"),
-            (" and activation", "activation* = ACTIVATION(op)", "activation"),
-            (", bias and activation", "bias* = Add(op, const)\nactivation* = ACTIVATION(bias)", "activation"),
-        )
+        for suffix, middle, last in AFTER_WEIGHTED
     ),
     *(
         pattern(
@@ -205,12 +208,7 @@ PATTERNS: tuple[Pattern, ...] = (
             devices=CPU_GPU,
             single_consumers_from="output",
         )
-        for suffix, middle, last in (
-            ("", "", "op"),
-            (" and bias", "bias* = Add(op, const)", "bias"),
-            (" and activation", "activation* = ACTIVATION(op)", "activation"),
-            (", bias and activation", "bias* = Add(op, const)\nactivation* = ACTIVATION(bias)", "activation"),
-        )
+        for suffix, middle, last in AFTER_WEIGHTED
     ),
     pattern("scaled clamp", "clamp* = Clamp()\nscale* = Multiply(clamp, const)", devices=CPU_GPU | {"NPU"}),
     pattern("memory output", "assign = Assign()\noutput* = Result(assign)", devices=frozenset({"GNA"})),
