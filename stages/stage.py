@@ -130,14 +130,30 @@ def _die_with_dvc() -> None:
     """
     if "DVC_STAGE" not in os.environ:
         return
-    parent = os.getppid()
+    chain = _ancestors_up_to_dvc()
 
     def watch() -> None:
-        while os.getppid() == parent:
+        while _ancestors_up_to_dvc() == chain:
             time.sleep(_ORPHAN_CHECK_SECONDS)
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True, name="die-with-dvc").start()
+
+
+def _ancestors_up_to_dvc() -> list[int]:
+    """The process numbers of the parent and its ancestors, up to the first that is no part of the stage.
+
+    DVC starts a stage through a shell, and not every shell makes way for the command: dash stays between them.
+    """
+    process, chain = os.getppid(), [os.getppid()]
+    try:
+        while b"\0DVC_STAGE=" in b"\0" + Path(f"/proc/{process}/environ").read_bytes():
+            status = Path(f"/proc/{process}/stat").read_text()
+            process = int(status.rpartition(")")[2].split()[1])
+            chain.append(process)
+    except OSError:
+        pass  # no /proc, or a process that has just ended
+    return chain
 
 
 def _quiet_libraries() -> None:

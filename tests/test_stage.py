@@ -175,7 +175,9 @@ def test_killed_stage_leaves_nothing_half_written_and_repro_completes(slow: Proj
     assert sorted(path.name for path in (slow.root / "build").iterdir()) == [".lock", "config.yaml", "records", "slow", "working"]
 
 
-def test_stage_dies_with_a_killed_dvc_and_repro_completes(slow: Project) -> None:
+@pytest.mark.parametrize("shell", ["/bin/sh", "/bin/bash"])  # dash stays between DVC and the stage, bash makes way
+def test_stage_dies_with_a_killed_dvc_and_repro_completes(slow: Project, monkeypatch: pytest.MonkeyPatch, shell: str) -> None:
+    monkeypatch.setenv("SHELL", shell)
     slow.write("stages/slow.py", SLOW.format(name="slow", seconds=60))
     process = slow.start("repro")
     wait_until(lambda: bool((slow.root / "build" / "working").exists() and (slow.root / "build" / "working").read_text()))
