@@ -240,6 +240,15 @@ class Evaluate:
 
 
 @dataclass
+class Cluster:
+    """Where searches evaluate their candidates."""
+
+    kind: str = param("local", "local: threads of this process; dask: a Dask cluster", choices=("local", "dask"))
+    workers: int = param(1, "candidates that are evaluated at once: local threads, or processes of a local Dask cluster", low=1)
+    address: str | None = param(None, "Dask scheduler, e.g. tcp://10.0.0.1:8786; null: the stage starts a local cluster")
+
+
+@dataclass
 class Tracking:
     """Where results are logged with MLflow."""
 
@@ -263,6 +272,7 @@ class Config:
     quantization: Quantization = param(Quantization, "where quantizers go and their ranges")
     bias_correction: BiasCorrection = param(BiasCorrection, "bias correction")
     evaluate: Evaluate = param(Evaluate, "what is measured")
+    cluster: Cluster = param(Cluster, "where searches evaluate")
     tracking: Tracking = param(Tracking, "MLflow")
     correction_engine: Engine | None = param(
         None, "the section `engine` where the accurate BiasCorrection runs, null where nothing does; computed, not set"

@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 
 from stages import targets
 from stages.errors import ConfigError
-from stages.schema import MISSING, Config, Estimator, Ignored, Model, RangeEstimator, Scheme, Tracking
+from stages.schema import MISSING, Cluster, Config, Estimator, Ignored, Model, RangeEstimator, Scheme, Tracking
 from stages.wording import nearest, show, unknown
 
 T = TypeVar("T")
@@ -39,6 +39,7 @@ def checked(values: object) -> Config:
     _check_metric(config)
     _check_quantization(config)
     _check_target_device(config)
+    _check_cluster(config.cluster)
     _check_tracking(config.tracking)
     return config
 
@@ -311,6 +312,15 @@ def _check_target_device(config: Config) -> None:
     for group, wanted in (("weights", quantization.weights), ("activations", quantization.activations)):
         alternatives = {scheme: None for groups in target.operations.values() for scheme in groups.get(group, ())}
         restrict(tuple(alternatives), wanted, f"quantization.{group}", quantization.allow_unsupported)
+
+
+def _check_cluster(cluster: Cluster) -> None:
+    if cluster.address is None:
+        return
+    if cluster.kind != "dask":
+        raise refused("cluster.address", cluster.address, f"null, as cluster.kind is {show(cluster.kind)} and not 'dask'")
+    if "://" not in cluster.address:
+        raise refused("cluster.address", cluster.address, "a scheduler's address like tcp://10.0.0.1:8786, or null for a local cluster")
 
 
 def _check_tracking(tracking: Tracking) -> None:

@@ -139,7 +139,8 @@ def test_dvc_knows_every_key_that_a_stage_reads() -> None:
                 by_others = (
                     key == "quantization.stat_subset_size" and "calibration_samples" not in (ROOT / file(f"stages.{stage}")).read_text()
                 )
-                if not by_hash and not by_others and not any(f"{key}.".startswith(f"{known}.") for known in keys):
+                anywhere = key.split(".")[0] == "cluster"  # where a search evaluates does not change what it finds
+                if not by_hash and not by_others and not anywhere and not any(f"{key}.".startswith(f"{known}.") for known in keys):
                     missing.append(f"{stage}: {key} in {module}")
     assert missing == []
 

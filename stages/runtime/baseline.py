@@ -35,7 +35,7 @@ def evaluate(compiled: Mapping[str, ov.CompiledModel], samples: Iterable[Sample]
         metrics: Bound to the models.
         key: Identity of everything that the baseline's values follow from.
     """
-    known = _load(FOLDER / key, [name for name in compiled if name != CANDIDATE], list(metrics))
+    known = load(FOLDER / key / "values.npz", [name for name in compiled if name != CANDIDATE], list(metrics))
     needed = {CANDIDATE} | (compiled.keys() - known.keys())
     if any(metric.uses_reference for metric in metrics.values()):
         needed.add("fp32")  # its outputs are what the candidate is compared with
@@ -67,10 +67,10 @@ def save(values: Values, path: Path) -> None:
     np.savez_compressed(path, **{f"{name}/{metric}": array for name, rows in values.items() for metric, array in rows.items()})  # type: ignore[arg-type]
 
 
-def _load(folder: Path, names: Iterable[str], metrics: Iterable[str]) -> Values:
+def load(path: Path, names: Iterable[str], metrics: Iterable[str]) -> Values:
     """What `save` wrote; nothing where it is missing or damaged, which costs another evaluation and no more."""
     try:
-        with np.load(folder / "values.npz", allow_pickle=False) as file:
+        with np.load(path, allow_pickle=False) as file:
             return {name: {metric: file[f"{name}/{metric}"] for metric in metrics} for name in names}
     except (OSError, KeyError, ValueError, EOFError, zipfile.BadZipFile):
         return {}

@@ -27,7 +27,7 @@ def core() -> ov.Core:
 
 
 def compile(
-    model: ov.Model, engine: Engine, precision: str = "f32", *, hint: str = "THROUGHPUT", counters: bool = False
+    model: ov.Model, engine: Engine, precision: str = "f32", *, hint: str = "THROUGHPUT", counters: bool = False, streams: int = 0
 ) -> ov.CompiledModel:
     """Compile `model` for `engine.device`.
 
@@ -36,6 +36,7 @@ def compile(
             even for an FP32 model, so statistics and the FP32 baseline must ask for "f32".
         hint: "THROUGHPUT" (as many parallel streams as pay off) or "LATENCY" (one request at a time).
         counters: count the time of every node, which slows the model down a little.
+        streams: inferences that run in parallel; 0 lets the hint choose.
 
     Raises:
         UserError: the device does not exist, or cannot run the model in this precision.
@@ -45,6 +46,8 @@ def compile(
         properties["INFERENCE_PRECISION_HINT"] = precision
     if engine.requests and hint == "THROUGHPUT":
         properties["PERFORMANCE_HINT_NUM_REQUESTS"] = engine.requests
+    if streams:
+        properties["NUM_STREAMS"] = streams
     if engine.threads:
         properties["INFERENCE_NUM_THREADS"] = engine.threads
     try:
@@ -130,18 +133,20 @@ def evaluate_metrics(
                 sample = chunk[position]
                 for key, metric in metrics.items():
                     target = reference_outputs[position] if metric.uses_reference else sample.target
-                    rows[name][key].append(_values(key, metric, outputs, target, sample.label))
-    return {name: {key: _stack(key, values) for key, values in by_metric.items()} for name, by_metric in rows.items()}
+                    rows[name][key].append(metric_row(key, metric, outputs, target, sample.label))
+    return {name: {key: stack_rows(key, values) for key, values in by_metric.items()} for name, by_metric in rows.items()}
 
 
-def _values(key: str, metric: Metric, outputs: list[np.ndarray], target: Any, label: str) -> np.ndarray:
+def metric_row(key: str, metric: Metric, outputs: list[np.ndarray], target: Any, label: str) -> np.ndarray:
+    """A metric's row [k] of one sample. UserError when it is not finite; `label` names the sample."""
     values = np.atleast_1d(np.asarray(metric.per_sample(outputs, target), dtype=np.float64))
     if not np.all(np.isfinite(values)):
         raise UserError(f"metric {key} is not a finite number ({values.ravel()[~np.isfinite(values.ravel())][0]}) for {label}")
     return values
 
 
-def _stack(key: str, rows: list[np.ndarray]) -> np.ndarray:
+def stack_rows(key: str, rows: list[np.ndarray]) -> np.ndarray:
+    """The rows [N, k] of all samples. UserError when there are none, or of different lengths."""
     if not rows:
         raise UserError(f"metric {key}: there are no samples to evaluate")
     if len({row.shape for row in rows}) > 1 or rows[0].ndim != 1:

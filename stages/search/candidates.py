@@ -1,0 +1,67 @@
+"""A candidate is a configuration of the quantized model: small, immutable, and known by a key."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, field
+from typing import Any
+
+from stages import schema
+from stages.quantization.biases import Correction
+from stages.quantization.plan import Float, Plan, plan_to_json
+from stages.quantization.schemes import WEIGHTS
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A configuration that can be built into a model.
+
+    Attributes:
+        plan: Which tensors are quantized and how.
+        bias_correction: How biases are corrected.
+        corrections: Biases that were found with inference for a base configuration; they hold for layers that stay quantized.
+        label: What to call it in messages; no part of its identity.
+    """
+
+    plan: Plan
+    bias_correction: schema.BiasCorrection = field(default_factory=schema.BiasCorrection)
+    corrections: tuple[Correction, ...] = ()
+    label: str = field(default="", compare=False)
+
+
+def candidate_key(candidate: Candidate) -> str:
+    """Hexadecimal key of what the candidate's model follows from; reasons and labels do not matter."""
+    plan = plan_to_json(candidate.plan)
+    identity = {
+        "quantizers": sorted(plan["quantizers"], key=lambda entry: entry["name"]),
+        "aligned": plan["aligned"],
+        "bias_correction": dataclasses.asdict(candidate.bias_correction),
+        "corrections": [(entry.name, entry.bias.tolist()) for entry in candidate.corrections if entry.bias is not None],
+    }
+    return digest(identity)
+
+
+def without(plan: Plan, names: Collection[str], reason: str) -> Plan:
+    """`plan` without the named quantizers; the inputs of the layers that they served stay in floating point, for `reason`."""
+    kept = tuple(quantizer for quantizer in plan.quantizers if quantizer.name not in names)
+    places = {place for quantizer in plan.quantizers if quantizer.name in names for place in quantizer.layers}
+    floats = tuple(Float(place.name, place.type, place.port, reason) for place in sorted(places))
+    return dataclasses.replace(plan, quantizers=kept, floats=(*plan.floats, *floats))
+
+
+def kept_corrections(corrections: Collection[Correction], plan: Plan, everywhere: bool = False) -> tuple[Correction, ...]:
+    """Those of a base configuration's corrections that still apply: of layers whose weights `plan` quantizes.
+
+    everywhere: keep all (bias_correction.apply_for_all_nodes).
+    """
+    layers = {place.name for quantizer in plan.quantizers if quantizer.kind == WEIGHTS for place in quantizer.layers}
+    return tuple(entry for entry in corrections if everywhere or entry.name in layers)
+
+
+def digest(value: Any) -> str:
+    """Hexadecimal SHA-256 of plain data, shortened to 128 bits."""
+    plain: Callable[[Any], Any] = dataclasses.asdict
+    return hashlib.sha256(json.dumps(value, sort_keys=True, default=plain).encode()).hexdigest()[:32]

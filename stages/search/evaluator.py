@@ -1,0 +1,212 @@
+"""Evaluate a candidate: build its model in memory, compile it, and judge it on validation samples.
+
+No calibration sample is inferred, no file is written, and no FP32 work is repeated; a trial is edit, compile, evaluate.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Generator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from itertools import islice, tee
+from typing import Protocol
+
+import numpy as np
+import openvino as ov
+from numpy.typing import NDArray
+
+from stages.errors import UserError
+from stages.quantization.accurate_bias import accurate_corrections
+from stages.quantization.biases import Correction
+from stages.quantization.build import build, compress_weights
+from stages.quantization.solve import Solved
+from stages.runtime import engine, latency
+from stages.search.candidates import Candidate, candidate_key, digest
+from stages.search.problem import Problem, code_key
+
+Rows = Mapping[str, NDArray[np.float64]]  # per-sample rows [n, k] by metric
+
+
+class Stop(Protocol):
+    """A rule that gives an evaluation up before all its samples are done. A frozen dataclass: its fields are its identity."""
+
+    @property
+    def chunk(self) -> int:
+        """How many samples are evaluated between two looks."""
+
+    def hopeless(self, problem: Problem, rows: Rows, positions: Sequence[int]) -> bool:
+        """Whether the rest need not be evaluated, from the rows of the first of `positions`, which are all that would be."""
+
+
+@dataclass(frozen=True)
+class OutOfReach:
+    """Give up once a metric cannot come to a bar any more even if the candidate did as well as FP32 on all samples that are left.
+
+    Attributes:
+        metric: Name of the metric.
+        bar: What its mean score (`Metric.score`, higher is better) over all positions must reach.
+        chunk: Samples between two looks.
+    """
+
+    metric: str
+    bar: float
+    chunk: int = 32
+
+    def hopeless(self, problem: Problem, rows: Rows, positions: Sequence[int]) -> bool:
+        """See `Stop`."""
+        score = problem.metrics[self.metric].score
+        done = score(rows[self.metric])
+        left = score(problem.fp32[self.metric][list(positions[len(done) :])]) if len(done) < len(positions) else np.zeros(0)
+        return float(done.sum() + left.sum()) < self.bar * len(positions)
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Measure a candidate's latency, interleaved with the FP32 model in the device's default precision.
+
+    Attributes:
+        seconds: Measuring time for both models together.
+        threads: CPU threads; 0 lets OpenVINO choose.
+        streams: Parallel streams; 0 lets the hint choose.
+        hint: LATENCY (one request at a time) or THROUGHPUT.
+    """
+
+    seconds: float = 2.0
+    threads: int = 0
+    streams: int = 0
+    hint: str = "LATENCY"
+
+
+@dataclass(frozen=True)
+class Task:
+    """What to evaluate of a candidate.
+
+    Attributes:
+        candidate: The configuration.
+        positions: Validation samples by position, in the order in which they are evaluated; None: all.
+        stop: When to give up early.
+        timing: How to measure latency; None: not at all.
+    """
+
+    candidate: Candidate
+    positions: tuple[int, ...] | None = None
+    stop: Stop | None = None
+    timing: Timing | None = None
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What an evaluation found.
+
+    Attributes:
+        key: `task_key` of the task.
+        candidate: `candidate_key` of its candidate.
+        rows: Per-sample rows [n, k] by metric, of the first n positions of the task.
+        complete: Whether all positions were evaluated.
+        seconds: Wall time that it took.
+        speed_up: How many times faster than FP32 in the default precision (median, low, high), where latency was measured.
+        latency_ms: Latency in milliseconds (median, low, high), where it was measured.
+    """
+
+    key: str
+    candidate: str
+    rows: Rows
+    complete: bool
+    seconds: float
+    speed_up: latency.Spread | None = None
+    latency_ms: latency.Spread | None = None
+
+
+def task_key(task: Task) -> str:
+    """Hexadecimal identity of a task within its problem."""
+    stop = None if task.stop is None else [type(task.stop).__name__, asdict(task.stop)]  # type: ignore[call-overload]
+    timing = None if task.timing is None else asdict(task.timing)
+    return digest([candidate_key(task.candidate), task.positions, stop, timing])
+
+
+def all_positions(problem: Problem, task: Task) -> tuple[int, ...]:
+    """The positions of a task, written out."""
+    return tuple(range(len(problem.samples))) if task.positions is None else task.positions
+
+
+def evaluate(problem: Problem, task: Task) -> Outcome:
+    """Carry out a task.
+
+    Raises:
+        UserError: a metric is not a finite number, or this process runs another version of the code than the problem's maker.
+    """
+    if problem.code != code_key():
+        raise UserError("this worker has another version of the project than the stage that sends it work")
+    started = time.perf_counter()
+    model, _ = build_candidate(problem, task.candidate)
+    rows, complete = _judge(problem, model, task)
+    speed_up, latency_ms = (None, None) if task.timing is None else _time(problem, model, task.timing)
+    seconds = time.perf_counter() - started
+    return Outcome(task_key(task), candidate_key(task.candidate), rows, complete, seconds, speed_up, latency_ms)
+
+
+def build_candidate(problem: Problem, candidate: Candidate) -> tuple[ov.Model, Solved]:
+    """The candidate's model with its weights compressed, exactly as it would be saved, and its numbers."""
+    correction, corrections = candidate.bias_correction, list(candidate.corrections)
+    model = problem.model()
+    if correction.enabled and not correction.use_fast_bias and not corrections:
+        corrections = _accurate(problem, candidate)
+    quantized, solved = build(model, problem.statistics, candidate.plan, correction, problem.pot_compatible, corrections)
+    compress_weights(quantized)
+    return quantized, solved
+
+
+def _accurate(problem: Problem, candidate: Candidate) -> list[Correction]:
+    if problem.calibration is None:
+        raise ValueError("the accurate BiasCorrection needs the calibration samples")
+    return accurate_corrections(
+        problem.model(),
+        problem.statistics,
+        candidate.plan,
+        candidate.bias_correction,
+        problem.calibration,
+        pot_compatible=problem.pot_compatible,
+        settings=problem.engine,
+    )
+
+
+def _judge(problem: Problem, model: ov.Model, task: Task) -> tuple[Rows, bool]:
+    positions = all_positions(problem, task)
+    compiled = engine.compile(model, problem.engine, problem.engine.inference_precision)
+    rows = _rows(problem, compiled, positions)
+    chunk = len(positions) if task.stop is None else task.stop.chunk
+    found: list[dict[str, NDArray[np.float64]]] = []
+    while len(found) < len(positions):
+        found.extend(islice(rows, chunk))
+        if task.stop is not None and task.stop.hopeless(problem, _stacked(found), positions):
+            rows.close()
+            break
+    return _stacked(found), len(found) == len(positions)
+
+
+def _rows(problem: Problem, compiled: ov.CompiledModel, positions: Sequence[int]) -> Generator[dict[str, NDArray[np.float64]], None, None]:
+    """Each position's row [k] of every metric."""
+    compares = any(metric.uses_reference for metric in problem.metrics.values())
+    references = problem.references(positions) if compares else None
+    sent, kept = tee(problem.chosen(positions))
+    for outputs, sample in zip(engine.infer(compiled, sent), kept, strict=True):
+        reference = next(references) if references is not None else None
+        yield {
+            name: engine.metric_row(name, metric, outputs, reference if metric.uses_reference else sample.target, sample.label)
+            for name, metric in problem.metrics.items()
+        }
+
+
+def _stacked(found: Sequence[dict[str, NDArray[np.float64]]]) -> Rows:
+    return {name: engine.stack_rows(name, [rows[name] for rows in found]) for name in found[0]}
+
+
+def _time(problem: Problem, model: ov.Model, timing: Timing) -> tuple[latency.Spread, latency.Spread]:
+    settings = replace(problem.engine, threads=timing.threads or problem.engine.threads)
+    compiled = {
+        "default": engine.compile(problem.model(), settings, "default", hint=timing.hint, streams=timing.streams),
+        "candidate": engine.compile(model, settings, problem.engine.inference_precision, hint=timing.hint, streams=timing.streams),
+    }
+    inputs = dict(enumerate(next(iter(problem.chosen([0]))).inputs.values()))
+    rounds = latency.latency(compiled, inputs, timing.seconds)
+    return latency.speed_up(rounds["default"], rounds["candidate"]), latency.spread(1e3 * rounds["candidate"])

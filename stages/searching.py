@@ -1,0 +1,95 @@
+"""What the searching stages share: their problem, the configuration they start from, and the writing of what they found."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, NamedTuple
+
+from stages import artifacts
+from stages.config import create
+from stages.errors import UserError
+from stages.quantization.biases import Correction
+from stages.quantization.plan import plan_from_json
+from stages.quantization.statistics import load
+from stages.runtime import baseline, engine
+from stages.samples import calibration_samples, validation_samples
+from stages.schema import Config
+from stages.search.candidates import Candidate, digest
+from stages.search.evaluator import Rows
+from stages.search.problem import Problem, code_key
+
+
+class Base(NamedTuple):
+    """The configuration that a search starts from, and its per-sample rows, which `evaluate` found."""
+
+    candidate: Candidate
+    rows: Rows
+
+
+def make_problem(config: Config, *, calibration: bool = False) -> Problem:
+    """The problem that the configuration and the artifacts of the earlier stages pose.
+
+    calibration: whether candidates need inference over calibration samples (the accurate BiasCorrection does).
+    """
+    prepare, statistics = artifacts.folder("prepare"), artifacts.folder("collect_statistics")
+    xml, weights = ((prepare / name).read_bytes() for name in ("model.xml", "model.bin"))
+    model = engine.core().read_model(prepare / "model.xml")
+    primary = config.evaluate.primary_metric or next(iter(config.metric))
+    names = sorted(config.metric, key=lambda name: name != primary)
+    metrics = {name: create(config.metric[name], f"metric.{name}") for name in names}
+    for metric in metrics.values():
+        metric.bind(model)
+    identity = [
+        baseline.baseline_key(config, metrics.values()),
+        [artifacts.file_sha256(statistics / name) for name in ("statistics.npz", "index.json")],
+        artifacts.read_json(prepare / "dataset.json")["calibration"]["sha256"],
+        dataclasses.asdict(config.engine),
+        config.quantization.pot_compatible,
+        code_key(),
+    ]
+    return Problem(
+        key=digest(identity),
+        xml=xml,
+        weights=weights,
+        statistics=load(statistics),
+        samples=validation_samples(config),
+        metrics=metrics,
+        engine=config.engine,
+        pot_compatible=config.quantization.pot_compatible,
+        fp32=evaluated("fp32", names),
+        calibration=calibration_samples(config) if calibration else None,
+    )
+
+
+def base_candidate(config: Config) -> Base:
+    """The model of the stage `correct_bias` as a candidate, so that searches need not evaluate it."""
+    plan = plan_from_json(artifacts.read_json(artifacts.folder("quantize") / "quantizers.json"))
+    corrections: tuple[Correction, ...] = ()
+    if config.correction_engine is not None:  # found with inference
+        corrections = read_corrections(artifacts.read_json(artifacts.folder("correct_bias") / "corrections.json"))
+    candidate = Candidate(plan, config.bias_correction, corrections, label=f"{config.quantization.preset} preset")
+    return Base(candidate, evaluated("int8", list(config.metric)))
+
+
+def read_corrections(data: dict[str, Any]) -> tuple[Correction, ...]:
+    """The corrected biases of a corrections.json."""
+    import numpy as np
+
+    return tuple(
+        Correction(
+            name=entry["name"],
+            type=entry["type"],
+            bias=np.asarray(entry["bias"], np.float64),
+            largest_shift=entry["largest_shift"],
+            largest_relative_shift=entry["largest_relative_shift"],
+        )
+        for entry in data["corrected"]
+    )
+
+
+def evaluated(model: str, metrics: list[str]) -> Rows:
+    """The per-sample rows that the stage `evaluate` found of a model (`fp32`, `int8`)."""
+    values = baseline.load(artifacts.folder("evaluate") / "samples.npz", [model], metrics)
+    if not values:
+        raise UserError(f"{artifacts.folder('evaluate')}/samples.npz cannot be read; run `dvc repro --force evaluate`")
+    return values[model]
