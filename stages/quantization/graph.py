@@ -104,6 +104,25 @@ class Graph:
 
 def read_graph(model: ov.Model) -> Graph:
     """The structure of `model`: one node per operation."""
+    return Graph(_read_nodes(model))
+
+
+def nodes_in_bodies(node: Node) -> Iterator[tuple[str, Node]]:
+    """The operations inside an If, a Loop or a TensorIterator, those of bodies within bodies too, each with the path to it."""
+    for body, model in _bodies(node):
+        for inner in _read_nodes(model):
+            path = f"{node.name}/{body}/{inner.name}"
+            yield path, inner
+            yield from nodes_in_bodies(replace(inner, name=path))
+
+
+def _bodies(node: Node) -> list[tuple[str, ov.Model]]:
+    if node.type == "If":
+        return [("then", node.operation.get_then_body()), ("else", node.operation.get_else_body())]
+    return [("body", node.operation.get_function())] if node.type in ("Loop", "TensorIterator") else []
+
+
+def _read_nodes(model: ov.Model) -> list[Node]:
     nodes: list[Node] = []
     by_id: dict[str, Node] = {}
     for order, operation in enumerate(model.get_ordered_ops()):
@@ -124,7 +143,7 @@ def read_graph(model: ov.Model) -> Graph:
         node.from_shape = node.type == "ShapeOf" or (bool(moving) and all(producer.from_shape for producer in moving))
         by_id[operation.get_name()] = node
         nodes.append(node)
-    return Graph(nodes)
+    return nodes
 
 
 def walk(start: Iterable[Node], step: Callable[[Node], Iterable[Node]]) -> Iterator[Node]:

@@ -31,6 +31,9 @@ HARMLESS = JUMPABLE | {"Interpolate", "Result", "AvgPool", "ReduceMean", FAKE_QU
 
 FIRST_PORT_ONLY = frozenset({"Interpolate", "Power", "ReduceMean", "NormalizeL2", "MVN"})
 RECURRENT_PORTS = {"LSTMSequence": (0, 1, 4, 5), "GRUSequence": (0, 1, 3, 4)}
+# In INT8, OpenVINO 2026.4's CPU plugin keeps the state between steps on the levels of the cell's input: behind a ReLU a
+# negative state becomes zero, and elsewhere errors are several times those of the levels. No faster than f32 either.
+CPU_RULES = frozenset({"ANY", "CPU", "CPU_SPR"})
 TWO_OPERANDS = frozenset({"Convolution", "GroupConvolution", "ConvolutionBackpropData", "MatMul"})
 
 
@@ -44,7 +47,7 @@ class Placement:
     requested: list[Edge]  # inputs of operations before which a quantizer was first put
 
 
-def place(graph: Graph, target: Target, skipped: dict[Node, str], ignored: dict[Node, str], quantize_numbers: bool = False) -> Placement:
+def place(graph: Graph, target: Target, skipped: dict[Node, str], ignored: dict[Node, str], pot_compatible: bool = False) -> Placement:
     """Put FakeQuantize nodes into a copy of `graph`.
 
     Args:
@@ -52,14 +55,15 @@ def place(graph: Graph, target: Target, skipped: dict[Node, str], ignored: dict[
         target: What the device can run.
         skipped: Nodes of ignored blocks with the reason; they get no quantizer and none moves up through them.
         ignored: Nodes that the user (or the model type) excludes; they get no quantizer, but others may move through them.
-        quantize_numbers: Also quantize element-wise operations with a single number, as POT does. That is no faster: on quantized data
-            they are merged into the scale, on other data the quantizer is one operation more.
+        pot_compatible: Also quantize what POT does and gains nothing or goes wrong: element-wise operations with a single number (on
+            quantized data they are merged into the scale, on other data the quantizer is one operation more) or with values computed
+            from shapes (OpenVINO 2026.4's CPU then computes garbage), and recurrent cells.
     """
     original = graph.nodes
     graph = graph.copy()
     twin = dict(zip(original, graph.nodes, strict=True))
     skipped, ignored = ({twin[node]: why for node, why in entries.items()} for entries in (skipped, ignored))
-    work = _Work(graph, target, skipped, ignored, quantize_numbers)
+    work = _Work(graph, target, skipped, ignored, pot_compatible)
     work.insert_all()
     work.move_up()
     work.merge_siblings()
@@ -77,12 +81,12 @@ def is_scale_shift(node: Node) -> bool:
 
 
 class _Work:
-    def __init__(self, graph: Graph, target: Target, skipped: dict[Node, str], ignored: dict[Node, str], quantize_numbers: bool) -> None:
+    def __init__(self, graph: Graph, target: Target, skipped: dict[Node, str], ignored: dict[Node, str], pot_compatible: bool) -> None:
         self.graph = graph
         self.target = target
         self.skipped = skipped
         self.ignored = self._with_consumers_of_agnostic(ignored)
-        self.quantize_numbers = quantize_numbers
+        self.pot_compatible = pot_compatible
         self.floats: list[tuple[Node, int | None, str]] = []
         self.requested: list[Edge] = []
         self.inserted: list[Node] = []
@@ -134,15 +138,28 @@ class _Work:
             return self.ignored[node]
         if not self.target.quantizable(operation_kind(node)):
             return f"{self.target.name} has no quantized {operation_kind(node)}"
-        if node.type in RECURRENT_PORTS and node.attributes().get("linear_before_reset"):
-            return "a recurrent cell with linear_before_reset"
+        if node.type in RECURRENT_PORTS and (reason := self._reason_against_recurrent(node)):
+            return reason
         if any(not node.inputs[port].node.is_float[node.inputs[port].index] for port in self._ports(node)):
             return "works on integers"
-        if not self.quantize_numbers and self._has_number(node):
-            return "element-wise with a single number"
+        if not self.pot_compatible and _is_elementwise(node):
+            if _has_number(node):
+                return "element-wise with a single number"
+            if any(producer.from_shape for producer in node.producers()):
+                return "element-wise with values computed from shapes"
         if node.type == "MatMul" and _reads_vector(node):
             return "a vector times a matrix, whose shape the CPU gets wrong in INT8"
         return None
+
+    def _reason_against_recurrent(self, node: Node) -> str | None:
+        if node.attributes().get("linear_before_reset"):
+            return "a recurrent cell with linear_before_reset"
+        if not self.pot_compatible and self.target.rules in CPU_RULES:
+            return "a recurrent cell, whose state the CPU clips in INT8"
+        # OpenVINO compiles no recurrent cell of which the weights alone are quantized.
+        moving = [port for port in self._ports(node) if not node.inputs[port].node.constant]
+        against = (self._reason_against_port(node, port) for port in moving)
+        return next((reason for reason in against if reason and reason != ALREADY_QUANTIZED), None)
 
     def _reason_against_port(self, node: Node, port: int) -> str | None:
         producer = node.inputs[port]
@@ -157,12 +174,6 @@ class _Work:
         if source.constant and weight_constant(producer) is None:
             return "a constant that is computed, not stored in floating point"
         return _reason_against_tensor(producer)
-
-    def _has_number(self, node: Node) -> bool:
-        """Whether an element-wise operation has a constant of a single element."""
-        if node.type in OPERATIONS_WITH_WEIGHTS or node.type in RECURRENT_PORTS or node.type in FIRST_PORT_ONLY:
-            return False
-        return any(port.node.constant and math.prod(port.node.shapes[port.index] or ()) == 1 for port in node.inputs)
 
     def _ports(self, node: Node) -> Iterable[int]:
         if node.type in TWO_OPERANDS:
@@ -322,6 +333,16 @@ def _reason_against_tensor(port: Port) -> str | None:
     if operation is not None and operation.get_output_element_type(port.index) == ov.Type.f64:
         return "double precision"
     return None
+
+
+def _is_elementwise(node: Node) -> bool:
+    """Whether all inputs of a quantizable operation are tensors of the same kind, unlike weights, states or attributes."""
+    return not (node.type in OPERATIONS_WITH_WEIGHTS or node.type in RECURRENT_PORTS or node.type in FIRST_PORT_ONLY)
+
+
+def _has_number(node: Node) -> bool:
+    """Whether an operation has a constant of a single element."""
+    return any(port.node.constant and math.prod(port.node.shapes[port.index] or ()) == 1 for port in node.inputs)
 
 
 def _reads_vector(node: Node) -> bool:

@@ -19,6 +19,7 @@ from stages.quantization.graph import (
     Edge,
     Graph,
     Node,
+    nodes_in_bodies,
     operation_kind,
     walk,
     weight_constant,
@@ -48,11 +49,11 @@ def make_plan(graph: Graph, target: Target, config: schema.Quantization, statist
 
 
 def _plan(graph: Graph, target: Target, config: schema.Quantization, ignored: dict[Node, str]) -> Plan:
-    placement = place(graph, target, ignored_blocks(graph, target.rules), ignored, quantize_numbers=config.pot_compatible)
+    placement = place(graph, target, ignored_blocks(graph, target.rules), ignored, pot_compatible=config.pot_compatible)
     pairs = alignment_pairs(graph) if config.use_channel_alignment else []
     doubled = _saturating_layers(graph, target, config, {second.name for _, second in pairs})
     quantizers, refused = _quantizers(placement, target, config, doubled)
-    floats = _floats(placement, quantizers, refused)
+    floats = _floats(placement, quantizers, refused) + _in_bodies(graph, target)
     return Plan(tuple(quantizers), tuple(floats), tuple((first.name, second.name) for first, second in pairs))
 
 
@@ -231,6 +232,16 @@ def _floats(placement: Placement, quantizers: list[Quantizer], refused: list[Flo
     told = {(place.name, place.port) for quantizer in quantizers for place in quantizer.layers} | {(e.name, e.port) for e in entries}
     quantized = [edge for edge in placement.requested if (edge.node.name, edge.index) not in told]
     return entries + [Float(edge.node.name, edge.node.type, edge.index, ALREADY_QUANTIZED) for edge in quantized]
+
+
+def _in_bodies(graph: Graph, target: Target) -> list[Float]:
+    """What could be quantized if it did not lie inside an If, a Loop or a TensorIterator."""
+    return [
+        Float(path, inner.type, None, f"inside the body of {node.type} {node.name}")
+        for node in graph.nodes
+        for path, inner in nodes_in_bodies(node)
+        if target.quantizable(operation_kind(inner)) and not inner.constant and any(inner.is_float)
+    ]
 
 
 def require_something_to_quantize(plan: Plan) -> None:

@@ -58,7 +58,7 @@ class Target:
 
     def quantizable(self, kind: str) -> bool:
         """Whether the device quantizes the operation kind itself (rather than passing quantized data through)."""
-        return kind in self.operations and kind not in self.pass_through
+        return any(self.operations.get(kind, {}).values()) and kind not in self.pass_through
 
     def alternatives(self, operation_kind: str, group: str) -> tuple[Scheme, ...]:
         """The schemes for one group (weights, activations) of an operation kind, fastest first."""

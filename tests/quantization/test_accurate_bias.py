@@ -22,7 +22,8 @@ from stages.quantization.planning import make_plan
 from stages.runtime import engine
 from stages.runtime.datasets import Sample
 from tests.quantization import reference_runs
-from tests.quantization.small import constant, convolution, images, matmul, model, named, parameter, plan_of, random, statistics_of, tensor
+from tests.quantization.quantizing import plan_of, statistics_of, tensor
+from tests.quantization.small import constant, convolution, images, matmul, model, named, parameter, random
 
 ACCURATE = schema.BiasCorrection(use_fast_bias=False)
 SHAPE = (1, 4, 8, 8)

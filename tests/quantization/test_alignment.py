@@ -17,20 +17,8 @@ from stages.quantization.build import build
 from stages.quantization.graph import read_graph
 from stages.quantization.plan import Plan, TensorName
 from stages.quantization.statistics import Statistics
-from tests.quantization.small import (
-    constant,
-    convolution,
-    images,
-    infer,
-    matmul,
-    model,
-    named,
-    parameter,
-    plan_of,
-    random,
-    same,
-    statistics_of,
-)
+from tests.quantization.quantizing import infer, plan_of, same, statistics_of
+from tests.quantization.small import constant, convolution, images, matmul, model, named, parameter, random
 
 
 def uneven(*shape: int, seed: int = 0) -> np.ndarray:

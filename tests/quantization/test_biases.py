@@ -16,21 +16,8 @@ from stages.quantization.build import build
 from stages.quantization.graph import Node, read_graph
 from stages.quantization.plan import Plan
 from stages.quantization.weights import weight_layout
-from tests.quantization.small import (
-    constant,
-    convolution,
-    images,
-    infer,
-    matmul,
-    model,
-    named,
-    parameter,
-    plan_of,
-    quantized,
-    random,
-    statistics_of,
-    tensor,
-)
+from tests.quantization.quantizing import infer, plan_of, quantized, statistics_of, tensor
+from tests.quantization.small import constant, convolution, images, matmul, model, named, parameter, random
 
 ON = schema.BiasCorrection()
 

@@ -6,13 +6,11 @@ import json
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import openvino as ov
 import pytest
 from hypothesis import HealthCheck, given, settings
-from openvino import opset1
 from openvino import opset13 as op
 
 from stages import schema
@@ -20,26 +18,22 @@ from stages.quantization.build import build, corrections_json, quantizers_json, 
 from stages.quantization.graph import read_graph
 from stages.quantization.plan import Plan, plan_from_json
 from stages.quantization.statistics import Statistics
-from tests.quantization.random_models import SHAPE, models
-from tests.quantization.reference_runs import core
-from tests.quantization.small import (
+from tests.quantization.quantizing import (
     Quantized,
+    close,
     compressed,
-    constant,
-    convolution,
-    images,
+    described,
     infer,
-    matmul,
-    model,
-    named,
-    parameter,
+    nodes,
     plan_of,
     quantized,
-    random,
     same,
     statistics_of,
     tensor,
 )
+from tests.quantization.random_models import SHAPE, models
+from tests.quantization.reference_runs import core
+from tests.quantization.small import constant, convolution, images, matmul, model, named, parameter, random
 
 ON = schema.BiasCorrection()
 IMAGES = images(3, (1, 4, 8, 8))
@@ -55,28 +49,6 @@ def network() -> ov.Model:
     joined = op.concat([named(op.sigmoid(total), "sigmoid"), named(op.relu(total), "relu2")], 1)
     third = convolution(joined, random(5, 8, 1, 1), "third")
     return model([matmul(named(op.relu(third), "relu3"), random(8, 3), "last"), third], x)
-
-
-def types(tested: ov.Model) -> list[str]:
-    return [node.get_type_name() for node in tested.get_ordered_ops()]
-
-
-def nodes(tested: ov.Model) -> dict[str, ov.Node]:
-    return {node.get_friendly_name(): node for node in tested.get_ops()}
-
-
-def described(tested: ov.Model) -> list[Any]:
-    return [
-        (node.get_friendly_name(), node.get_type_name(), [value.get_node().get_friendly_name() for value in node.input_values()])
-        for node in tested.get_ordered_ops()
-    ]
-
-
-def close(result: Quantized, tested: ov.Model, samples: list[Any], share: float = 0.15) -> None:
-    """The quantized model computes nearly the same, to a share of each output's spread."""
-    for ours, theirs in zip(infer(result.model, samples), infer(tested, samples), strict=True):
-        for one, other in zip(ours, theirs, strict=True):
-            assert np.sqrt(np.mean((one - other) ** 2)) <= share * max(float(other.std()), 1e-6)
 
 
 # ------------------------------------------------------------------------------------------------------ what it computes
@@ -289,94 +261,6 @@ def test_matrix_products_in_all_shapes(transpose: bool, leading: tuple[int, ...]
     same(compressed(result.model), result.model, samples, tolerance=0.02)
 
 
-# ---------------------------------------------------------------------------------------------------- special models
-
-
-def test_several_inputs_and_outputs_of_changing_size() -> None:
-    x, y = parameter((1, 3, -1, -1)), parameter((1, 3, -1, -1), "y")
-    layer = convolution(op.add(named(op.relu(x), "a"), named(op.relu(y), "b")), random(4, 3, 3, 3), "conv", pads_begin=[1], pads_end=[1])
-    tested = model([named(op.relu(layer), "r"), named(op.sigmoid(layer), "s")], x, y)
-    samples = [{"x": random(1, 3, size, 9 - size), "y": random(1, 3, size, 9 - size, seed=1)} for size in (3, 4, 5)]
-    close(quantized(tested, samples, correction=ON), tested, samples)
-
-
-def test_models_with_bodies() -> None:
-    x, use = parameter(), parameter((), "use", np.bool_)
-    layer = named(op.relu(convolution(x, random(3, 3, 1, 1), "conv")), "relu")
-    branches = []
-    for name, function in (("then", op.sigmoid), ("else", op.relu)):
-        inner = named(op.parameter([1, 3, 8, 8], np.float32), f"{name}/x")
-        branches.append(ov.Model([op.result(convolution(function(inner), random(3, 3, 1, 1), f"{name}/conv"))], [inner]))
-    choice = op.if_op(use)
-    choice.set_then_body(branches[0])
-    choice.set_else_body(branches[1])
-    choice.set_input(layer.output(0), branches[0].get_parameters()[0], branches[1].get_parameters()[0])
-    output = choice.set_output(branches[0].get_results()[0], branches[1].get_results()[0])
-    named(choice, "choice")
-    tested = model(convolution(named(op.sigmoid(output), "after"), random(3, 3, 1, 1), "last"), x, use)
-    samples = [{"x": sample, "use": np.array(flag)} for sample, flag in zip(images(1) * 2, (True, False), strict=True)]
-    result = quantized(tested, samples, correction=ON)
-    assert result.floats()["choice", None] == "ANY has no quantized If"
-    assert {q.source.name for q in result.plan.quantizers if q.kind == "activations"} == {"x", "after"}
-    close(result, tested, samples, share=0.3)
-
-
-def test_loops() -> None:
-    x = parameter((4, 3))
-    inner, total = named(op.parameter([1, 3], np.float32), "inner"), named(op.parameter([1, 3], np.float32), "total")
-    added = op.add(inner, total)
-    body = ov.Model([op.result(added), op.result(op.relu(added))], [inner, total], "body")
-    loop = op.tensor_iterator()
-    loop.set_body(body)
-    loop.set_sliced_input(inner, x.output(0), 0, 1, 1, -1, 0)
-    loop.set_merged_input(total, constant(np.zeros((1, 3)), "start").output(0), body.get_results()[0].output(0))
-    stacked = loop.get_concatenated_slices(body.get_results()[1].output(0), 0, 1, 1, -1, 0)
-    named(loop, "loop")
-    tested = model(matmul(named(op.relu(stacked), "relu"), random(3, 2)), x)
-    samples = images(2, (4, 3))
-    result = quantized(tested, samples)
-    assert result.floats()["loop", None] == "ANY has no quantized TensorIterator"
-    close(result, tested, samples, share=0.3)
-
-
-def test_what_is_quantized_already_is_left_alone() -> None:
-    x = parameter()
-    borders = [constant(value, name) for value, name in ((-3.0, "low"), (3.0, "high"))]
-    there = named(op.fake_quantize(op.relu(x), *borders, *borders, 256), "there")
-    first = convolution(opset1.max_pool(there, [1, 1], [0, 0], [0, 0], [2, 2]), random(3, 3, 1, 1), "first")
-    kernel = op.fake_quantize(constant(random(3, 3, 1, 1), "raw"), *borders, *borders, 255)
-    second = named(op.convolution(named(op.relu(first), "relu"), kernel, [1, 1], [0, 0], [0, 0], [1, 1]), "second")
-    tested = model(second, x)
-    result = quantized(tested, images(1), correction=ON)
-    assert result.names() == {"first/fq_weights_1", "relu/fq_output_0"}
-    assert result.floats()["first", 0] == "already quantized in the model"
-    assert result.floats()["second", 1] == "already quantized in the model"
-    assert types(result.model).count("FakeQuantize") == 4
-    close(result, tested, images(1))
-
-
-def test_quantizing_twice_changes_no_quantizer() -> None:
-    tested = network()
-    once = quantized(tested, IMAGES, correction=ON)
-    stored = compressed(once.model)
-    twice = quantized(stored, IMAGES, correction=ON)
-    assert twice.names() == set()
-    assert set(twice.floats().values()) >= {"already quantized in the model", "a constant that is computed, not stored in floating point"}
-    same(twice.model, stored, IMAGES)
-
-
-def test_memory() -> None:
-    x = parameter((1, 4))
-    state = op.read_value(constant(np.zeros((1, 4)), "start"), "state", np.float32, [1, 4])
-    layer = matmul(named(op.add(named(op.exp(x), "exp"), state), "sum"), random(4, 4), "matmul")
-    sink = op.assign(layer, "state")
-    layer.output(0).set_names({"out0"})
-    tested = ov.Model([op.result(layer)], [sink], [x], "memory")
-    result = quantized(tested, images(2, (1, 4)), correction=ON)
-    assert "sum/fq_output_0" in result.names() and types(result.model).count("Assign") == 1
-    assert len(list(infer(result.model, images(2, (1, 4))))) == 2
-
-
 # ----------------------------------------------------------------------------------------------------------- the bytes
 
 
@@ -420,7 +304,8 @@ from pathlib import Path
 import numpy as np
 from openvino import opset13 as op
 [op.constant(np.float32(0)) for _ in range(int(sys.argv[1]))]  # nodes count on
-from tests.quantization.small import images, quantized
+from tests.quantization.quantizing import quantized
+from tests.quantization.small import images
 from tests.quantization.test_build import ON, save
 from tests.quantization.reference_runs import core
 save(Path(sys.argv[3]), quantized(core().read_model(sys.argv[2]), images(2, (1, 4, 8, 8)), correction=ON))

@@ -15,8 +15,9 @@ from stages.quantization.graph import read_graph
 from stages.quantization.plan import TensorName
 from stages.quantization.points import statistics_points
 from stages.quantization.statistics import Statistics
+from tests.quantization.quantizing import infer, statistics_of, tensor
 from tests.quantization.reference_runs import target
-from tests.quantization.small import constant, convolution, images, infer, matmul, model, named, parameter, random, statistics_of, tensor
+from tests.quantization.small import constant, convolution, images, matmul, model, named, parameter, random
 
 
 def whole(x: ov.Node) -> ov.Model:

@@ -15,8 +15,9 @@ from stages import schema
 from stages.errors import ConfigError, UserError
 from stages.quantization.plan import Plan, TensorName, plan_from_json, plan_to_json
 from stages.quantization.planning import require_something_to_quantize
+from tests.quantization.quantizing import plan_of
 from tests.quantization.random_models import models
-from tests.quantization.small import constant, convolution, matmul, model, named, parameter, plan_of, random
+from tests.quantization.small import constant, convolution, matmul, model, named, parameter, random
 
 
 def network() -> ov.Model:

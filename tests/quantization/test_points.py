@@ -14,9 +14,10 @@ from stages import schema
 from stages.quantization.graph import Port, read_graph
 from stages.quantization.plan import TensorName
 from stages.quantization.points import Points, mean_is_linear, statistics_points
+from tests.quantization.quantizing import plan_of, statistics_of, tensor
 from tests.quantization.random_models import models
 from tests.quantization.reference_runs import target
-from tests.quantization.small import constant, convolution, images, matmul, model, named, parameter, plan_of, random, statistics_of, tensor
+from tests.quantization.small import constant, convolution, images, matmul, model, named, parameter, random
 
 
 def points_of(tested: ov.Model, every_channel: bool = False) -> Points:

@@ -11,8 +11,9 @@ from stages import schema
 from stages.quantization.build import build
 from stages.quantization.graph import read_graph
 from stages.quantization.planning import make_plan
+from tests.quantization.quantizing import infer, plan_of, quantized, statistics_of
 from tests.quantization.reference_runs import target
-from tests.quantization.small import constant, infer, matmul, model, named, parameter, plan_of, quantized, random, statistics_of
+from tests.quantization.small import constant, matmul, model, named, parameter, random
 
 
 def outputs(tested: ov.Model, sample: np.ndarray) -> list[np.ndarray]:
@@ -93,19 +94,3 @@ def test_operations_that_read_infinite_values_stay_in_floating_point(preset: str
     assert {quantizer.consumers[0].name for quantizer in plan.quantizers} >= {"scores"}
     result, _ = build(tested, statistics, plan)
     assert outputs(result, sample)[0].shape == (2, 4)
-
-
-def test_bodies_of_loops_stay_in_floating_point() -> None:
-    x, row = parameter((3, 4)), op.parameter([1, 4], np.float32)
-    body = ov.Model([op.result(op.matmul(row, op.constant(random(4, 4)), False, False))], [row])
-    loop = op.tensor_iterator()
-    loop.set_body(body)
-    loop.set_sliced_input(row, x.output(0), 0, 1, 1, -1, 0)
-    rows = loop.get_concatenated_slices(body.get_results()[0].output(0), 0, 1, 1, -1, 0)
-    loop.set_friendly_name("loop")
-    after = named(op.matmul(rows, constant(random(4, 2), "w"), False, False), "after")
-    tested, sample = model(after, x), random(3, 4)
-    result = quantized(tested, [sample])
-    assert result.floats()["loop", None] == "ANY has no quantized TensorIterator"
-    assert {quantizer.source.name for quantizer in result.plan.quantizers} == {"loop", "w"}
-    np.testing.assert_allclose(outputs(result.model, sample)[0], outputs(tested, sample)[0], atol=0.5)

@@ -16,7 +16,8 @@ from stages.quantization.estimators import aggregate
 from stages.quantization.graph import constant_value
 from stages.quantization.plan import TensorName
 from stages.quantization.solve import dequantized_weights, quantized_constant
-from tests.quantization.small import convolution, images, matmul, model, named, parameter, plan_of, quantized, random, statistics_of, tensor
+from tests.quantization.quantizing import plan_of, quantized, statistics_of, tensor
+from tests.quantization.small import convolution, images, matmul, model, named, parameter, random
 
 SAMPLES = images(6, (1, 4, 8, 8))
 

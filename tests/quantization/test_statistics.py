@@ -12,7 +12,8 @@ import pytest
 from stages.errors import UserError
 from stages.quantization.plan import TensorName
 from stages.quantization.statistics import PER_OPERATION, PER_TENSOR, Statistics, load, save
-from tests.quantization.small import convolution, images, model, parameter, random, statistics_of
+from tests.quantization.quantizing import statistics_of
+from tests.quantization.small import convolution, images, model, parameter, random
 
 
 def collected() -> Statistics:

@@ -20,7 +20,7 @@ from stages.quantization.tails import (
     tail_quantile,
     tails_in_graph,
 )
-from tests.quantization.small import infer
+from tests.quantization.quantizing import infer
 
 PROBABILITIES = st.sampled_from([1e-5, 1e-4, 1e-3, 1e-2, 0.1, 0.3, 0.49])
 

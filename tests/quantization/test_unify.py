@@ -5,27 +5,14 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
 import openvino as ov
 import pytest
 from openvino import opset13 as op
 
 from stages import schema
 from stages.quantization.build import build
-from tests.quantization.small import (
-    constant,
-    convolution,
-    images,
-    matmul,
-    model,
-    named,
-    parameter,
-    plan_of,
-    quantized,
-    random,
-    same,
-    statistics_of,
-)
+from tests.quantization.quantizing import plan_of, statistics_of
+from tests.quantization.small import constant, convolution, images, matmul, model, named, parameter, random
 
 CHANNELS = (1, 4, 8, 8)
 
@@ -115,16 +102,3 @@ def quantized_range(
     _, solved = build(tested, statistics_of(tested, images(2, CHANNELS)), plan, pot_compatible=pot_compatible)
     low, high = solved.ranges[f"{name}/fq_output_0"]
     return float(low), float(high)
-
-
-def test_both_inputs_of_a_recurrent_cell() -> None:
-    x, size = parameter((1, 5, 3)), 4
-    h = named(op.tanh(parameter((1, 1, size), "h")), "state")
-    inputs = [x, h]
-    weights = [constant(random(1, 3 * size, inner), name) for inner, name in ((3, "W"), (size, "R"))]
-    cell = op.gru_sequence(*inputs, op.constant(np.array([5], np.int32)), *weights, constant(np.zeros((1, 3 * size)), "B"), size, "forward")
-    tested = model(named(op.squeeze(cell.output(0), np.array([1])), "end"), x, h.input_value(0).get_node())
-    assert groups(tested) == [{"x", "state"}]
-    samples = [{"x": random(1, 5, 3, seed=seed), "h": random(1, 1, size, seed=seed)} for seed in range(2)]
-    result = quantized(tested, samples)
-    same(result.model, tested, samples, tolerance=0.3)  # the CPU keeps the state between steps in int8
