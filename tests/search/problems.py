@@ -19,8 +19,9 @@ from stages.runtime.datasets import ModelInput, Samples
 from stages.runtime.metrics import Accuracy, Metric, ReferenceError
 from stages.search.candidates import Candidate
 from stages.search.problem import Problem
+from tests.quantization.quantizing import statistics_of
 from tests.quantization.reference_runs import target
-from tests.quantization.small import constant, convolution, named, parameter, random, statistics_of
+from tests.quantization.small import constant, convolution, named, parameter, random
 
 CLASSES, LAYERS = 5, 4
 
