@@ -5,6 +5,8 @@ Three models are compared: FP32 in f32, FP32 in the precision that the device pr
 
 from __future__ import annotations
 
+import os
+import platform
 from typing import Any
 
 from stages import artifacts
@@ -17,6 +19,7 @@ NAME = "evaluate"
 
 def main(config: Config) -> dict[str, Any]:
     """Write build/evaluate, build/reports/metrics.json and build/reports/noise.json."""
+    import numpy as np
     import openvino as ov
 
     from stages import reports
@@ -62,7 +65,10 @@ def main(config: Config) -> dict[str, Any]:
         "precisions": precisions,
         "size_bytes": {name: sum((folder / file).stat().st_size for file in ("model.xml", "model.bin")) for name, folder in paths.items()},
         "device": engine.core().get_property(config.engine.device, "FULL_DEVICE_NAME"),
+        "cores": os.cpu_count(),
         "openvino": ov.get_version(),
+        "numpy": np.__version__,
+        "python": platform.python_version(),
     }
     with artifacts.writing(artifacts.folder(NAME)) as folder:
         baseline.save(values, folder / "samples.npz")

@@ -2,30 +2,17 @@
 
 from __future__ import annotations
 
-import re
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Callable, Sequence
-from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 from stages import artifacts
+from stages.reasons import Left, by_reason, left_biases, left_float, which
 from stages.schema import Config
+from stages.units import difference, metric_value, model_names, number
 
-WEIGHTED = ("Convolution", "GroupConvolution", "ConvolutionBackpropData", "GroupConvolutionBackpropData", "MatMul")
-NOT_FLOAT = ("computes shapes", "works on integers", "input is computed from shapes")  # never were candidates
 MOST_REASONS = 5
-MOST_NAMES = 2
-MOST_TYPES = 4
 STAGES = ("config", "prepare", "collect_statistics", "quantize", "correct_bias", "evaluate")
-
-
-class Left(NamedTuple):
-    """An operation that was left as it is."""
-
-    name: str
-    type: str
-    reason: str
-    share: float  # of the run time
 
 
 def summary(config: Config) -> str:
@@ -64,41 +51,35 @@ def _overlap(samples: dict[str, Any]) -> list[str]:
 def _table(evaluation: dict[str, Any], speed: dict[str, Any]) -> list[str]:
     """One line per metric, then latency, throughput and size, for the three models."""
     default, size = evaluation["precisions"]["default"], evaluation["size_bytes"]
-    models = {"fp32": "FP32 (f32)", "default": f"FP32 ({default}, default)", "int8": "INT8"}
-    if default == "f32":
-        del models["default"]
+    models = model_names(evaluation["precisions"])
 
     def row(name: str, cells: Callable[[str], str], remark: str = "") -> list[str]:
         return [name, *(cells(model) for model in models), remark]
 
     rows = [row("", lambda model: models[model])]
     for name, metric in evaluation["metrics"].items():
-        rows.append(row(name, partial(_metric_value, metric), _drop(metric, evaluation["confidence"])))
+        rows.append([name, *(metric_value(metric, metric[model]) for model in models), _drop(metric, evaluation["confidence"])])
     if speed:
         latency, throughput = speed["latency_ms"], speed["throughput"]
         faster = "INT8 is " + ", ".join(
             _ratio(speed["speed_up"][model], name) for model, name in (("fp32", "f32"), ("default", default)) if model in models
         )
-        rows.append(row("latency", lambda model: f"{_number(latency[model]['median'])} ms", faster))
-        rows.append(row("throughput", lambda model: f"{_number(throughput[model])} /s"))
+        rows.append(row("latency", lambda model: f"{number(latency[model]['median'])} ms", faster))
+        rows.append(row("throughput", lambda model: f"{number(throughput[model])} /s"))
     smaller = f"{size['fp32'] / size['int8']:.1f}x smaller"
     rows.append(row("size", lambda model: f"{size['int8' if model == 'int8' else 'fp32'] / 1e6:.2f} MB", smaller))
     return _aligned(rows)
 
 
-def _metric_value(metric: dict[str, Any], model: str) -> str:
-    return f"{100 * metric[model]:.2f} %" if metric["share"] else f"{metric[model]:.4g}"
-
-
 def _drop(metric: dict[str, Any], confidence: float) -> str:
     """`drop 1.20 points, 95 % interval [0.60, 1.90]`; a share is counted in points, anything else in its own unit."""
-    factor, form, unit = (100.0, ".2f", " points") if metric["share"] else (1.0, ".4g", "")
+    unit = " points" if metric["share"] else ""
     direction = "" if metric["higher_is_better"] else " (lower is better)"
-    text = f"drop {factor * metric['drop'] + 0.0:{form}}{unit}{direction}"
+    text = f"drop {difference(metric, metric['drop'])}{unit}{direction}"
     if metric["drop_low"] is None:
         return text
-    low, high = (factor * metric[side] + 0.0 for side in ("drop_low", "drop_high"))
-    return f"{text}, {100 * confidence:g} % interval [{low:{form}}, {high:{form}}]"
+    low, high = (difference(metric, metric[side]) for side in ("drop_low", "drop_high"))
+    return f"{text}, {100 * confidence:g} % interval [{low}, {high}]"
 
 
 def _ratio(ratio: dict[str, float], name: str) -> str:
@@ -118,11 +99,7 @@ def _quantized(quantizers: dict[str, Any], rows: list[dict[str, Any]]) -> list[s
     kinds = Counter(entry["kind"] for entry in quantizers["quantizers"])
     layers = {layer["name"] for entry in quantizers["quantizers"] for layer in entry["layers"]}
     title = f"quantized: {len(layers)} operations, by {kinds['weights']} weight and {kinds['activations']} activation quantizers"
-    left = [
-        Left(row["layer"].removesuffix(f":{row['port']}"), row["type"], _general(row["float_reason"]), row["run_time_share"] or 0.0)
-        for row in rows
-        if row["kind"] == "float" and row["float_reason"] not in NOT_FLOAT
-    ]
+    left = left_float(rows)
     if not left:
         return [title, "left float: nothing"]
     total = sum(entry.share for entry in left)
@@ -133,36 +110,23 @@ def _quantized(quantizers: dict[str, Any], rows: list[dict[str, Any]]) -> list[s
 def _biases(config: Config, corrections: dict[str, Any]) -> list[str]:
     if not config.bias_correction.enabled:
         return ["biases: not corrected (bias_correction.enabled is false)"]
-    left = [Left(entry["name"], entry["type"], _general(entry["reason"]), 0.0) for entry in corrections["left"]]
+    left = left_biases(corrections)
     how = f"by {corrections['algorithm']}" + (f" on {corrections['samples']} samples" if "samples" in corrections else "")
     return [f"biases: {len(corrections['corrected'])} corrected {how}, {len(left)} left", *_listing(left, shares=False)]
 
 
-def _general(reason: str) -> str:
-    """The reason without what differs from layer to layer: a device's missing types form one group, factors another."""
-    reason = re.sub(r"(has no quantized) \S+$", r"\1 form of it", reason)
-    return re.sub(r"\d\S*(?= times)", "…", reason)
-
-
 def _listing(left: Sequence[Left], *, shares: bool) -> list[str]:
     """One line per reason: share of the run time where it is measured, number of operations, which ones."""
-    groups: dict[str, list[Left]] = defaultdict(list)
-    for entry in left:
-        groups[entry.reason].append(entry)
-    ordered = sorted(groups.items(), key=lambda group: _importance(group[1]), reverse=True)
+    groups = by_reason(left)
     # Where times are known, what takes none (it is fused into a quantized layer) is told in one line.
-    free = [entry for _, entries in ordered for entry in entries if shares and _importance(entries)[:2] == (0.0, 0)]
-    told = [(reason, entries) for reason, entries in ordered if not (shares and _importance(entries)[:2] == (0.0, 0))]
-    lines = [_line(f"{reason}: {_which(entries)}", entries, shares=shares) for reason, entries in told[:MOST_REASONS]]
-    if rest := [entry for _, entries in told[MOST_REASONS:] for entry in entries]:
+    free = [entry for group in groups for entry in group.entries if shares and group.free]
+    told = [group for group in groups if not (shares and group.free)]
+    lines = [_line(f"{group.reason}: {which(group.entries)}", group.entries, shares=shares) for group in told[:MOST_REASONS]]
+    if rest := [entry for group in told[MOST_REASONS:] for entry in group.entries]:
         lines.append(_line("for other reasons: see build/evaluate/layers.json", rest, shares=shares))
     if free:
-        lines.append(_line(f"that take no time of their own: {_which(free)}", free, shares=shares))
+        lines.append(_line(f"that take no time of their own: {which(free)}", free, shares=shares))
     return lines
-
-
-def _importance(entries: Sequence[Left]) -> tuple[float, int, int]:
-    return sum(entry.share for entry in entries), sum(entry.type in WEIGHTED for entry in entries), len(entries)
 
 
 def _line(text: str, entries: Sequence[Left], *, shares: bool) -> str:
@@ -171,30 +135,12 @@ def _line(text: str, entries: Sequence[Left], *, shares: bool) -> str:
     return f" {cost}{len({entry.name for entry in entries}):>4} {text}"
 
 
-def _which(entries: Sequence[Left]) -> str:
-    """Few operations by their names, many by their types: the costly ones first."""
-    names = list(dict.fromkeys(entry.name for entry in entries))
-    if len(names) <= MOST_NAMES:
-        return ", ".join(names)
-    types: dict[str, list[Left]] = defaultdict(list)
-    for entry in entries:
-        types[entry.type].append(entry)
-    ordered = sorted(types, key=lambda kind: _importance(types[kind]), reverse=True)
-    told = [f"{len(types[kind])} {kind}" for kind in ordered[:MOST_TYPES]]
-    return ", ".join([*told, "..."] if len(types) > MOST_TYPES else told)
-
-
 # ------------------------------------------------------------------------------------------------ seconds, layout
 
 
 def _effort() -> list[str]:
     records = [(stage, artifacts.read_json(artifacts.record(stage))) for stage in STAGES if artifacts.record(stage).exists()]
     return ["seconds: " + ", ".join(f"{stage} {record['seconds']:.1f}" for stage, record in records)] if records else []
-
-
-def _number(value: float) -> str:
-    """Three significant digits without an exponent."""
-    return f"{value:.0f}" if value >= 100 else f"{value:.1f}" if value >= 10 else f"{value:.2f}" if value >= 1 else f"{value:.3g}"
 
 
 def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:

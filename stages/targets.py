@@ -97,6 +97,16 @@ def source_files(section: object) -> Iterator[Path]:
             yield from source_files(value)
 
 
+def meaning(target: object) -> str:
+    """The first sentence of the documentation of the class or function `target`; empty where there is none."""
+    found = _module(target) if isinstance(target, str) else None
+    if found is None or len(found[1]) != 1 or not str(found[0].origin).endswith(".py"):
+        return ""
+    node = _defined(ast.parse(Path(str(found[0].origin)).read_text(encoding="utf-8"))).get(found[1][0])
+    text = ast.get_docstring(node) if isinstance(node, ast.ClassDef | ast.FunctionDef) else None
+    return f"{' '.join(text.split()).split('. ')[0].rstrip('.')}." if text else ""
+
+
 def find(target: object, key: str) -> Signature:
     """The signature of `target` (`package.module.Class`), read from its source.
 

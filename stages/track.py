@@ -1,4 +1,4 @@
-"""Print the result and log it to MLflow: one run per result, however often and from wherever it was built.
+"""Print the result, write build/report.html, and log both to MLflow: one run per result, however often and from wherever it was built.
 
 A result is known by a key made from the configuration and from the bytes of the quantized model and its reports. The stage
 always runs, so that results which DVC restored from its cache are logged as well; a result that is already in MLflow costs a
@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from stages import artifacts
 from stages.errors import UserError
+from stages.report import page
 from stages.schema import Config
 from stages.stage import run
 from stages.summary import summary
@@ -47,14 +48,16 @@ class Run(NamedTuple):
 
 
 def main(config: Config) -> None:
-    """Print the summary; log the result unless it is there already; say where to look at it."""
+    """Print the summary; write the report; log the result unless it is there already; say where to look at it."""
     _warn_of_stale_inputs()
     print(summary(config))
+    key = content_key(config)
+    page.write(config, key)
+    print(f"report: {page.REPORT}")
     if not config.tracking.enabled:
         print("MLflow: off (tracking.enabled is false)")
         return
     uri = tracking_uri(config)
-    key = content_key(config)
     logged = find_in_sqlite(uri, config.tracking.experiment, key)
     if logged is None:
         logged, new = _log(config, uri, key)
@@ -208,7 +211,8 @@ def _log_files(client: MlflowClient, run_id: str, config: Config) -> None:
     rows = artifacts.read_json(evaluate / "layers.json")
     if rows:
         client.log_table(run_id, {column: [row[column] for row in rows] for column in rows[0]}, "layers.json")
-    for path in (artifacts.CONFIG, quantize / "quantizers.json", correct_bias / "corrections.json", evaluate / "evaluation.json"):
+    details = (artifacts.CONFIG, quantize / "quantizers.json", correct_bias / "corrections.json", evaluate / "evaluation.json")
+    for path in (page.REPORT, *details):
         client.log_artifact(run_id, str(path))
     with tempfile.TemporaryDirectory() as folder:
         if noise := artifacts.read_json(artifacts.REPORTS / "noise.json"):

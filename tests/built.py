@@ -9,6 +9,7 @@ from typing import Any
 
 import yaml
 
+from stages.quantization.layer_table import COLUMNS
 from stages.schema import Config, Data, Estimator, Evaluate, Model, Package, Quantization, RangeEstimator, TargetDevice, Tracking
 
 LAYERS = 12
@@ -72,6 +73,11 @@ def evaluation(drop: float) -> dict[str, Any]:
         "confidence": 0.95,
         "precisions": {"fp32": "f32", "default": "bf16", "int8": "bf16"},
         "size_bytes": {"fp32": 10_900_000, "int8": 3_100_000},
+        "device": "Test(R) Processor",
+        "cores": 2,
+        "openvino": "2026.4.1",
+        "numpy": "2.4.0",
+        "python": "3.11.9",
     }
 
 
@@ -100,10 +106,23 @@ def quantizers() -> dict[str, Any]:
 
 
 def layers() -> list[dict[str, Any]]:
-    """Content of layers.json, shortened: two quantized ports per layer, and a few that stay float."""
+    """Content of layers.json: two quantized ports per layer, and a few operations that stay float."""
     rows: list[dict[str, Any]] = [
-        {"layer": f"/backbone/conv_{layer}/Conv:{port}", "sqnr_db": 45.0 - 2.5 * layer - 7 * port, "kind": kind, "bits": 8, "port": port}
-        | dict.fromkeys(("type", "float_reason", "run_time_share"))
+        {
+            **dict.fromkeys(COLUMNS),
+            "layer": f"/backbone/conv_{layer}/Conv:{port}",
+            "sqnr_db": 45.0 - 2.5 * layer - 7 * port,
+            "kind": kind,
+            "bits": 8,
+            "mode": "symmetric",
+            "granularity": "pertensor",
+            "levels": 256,
+            "estimator": "mean of abs_max",
+            "low": -1.5,
+            "high": 1.5,
+            "type": "Convolution",
+            "port": port,
+        }
         for layer in range(LAYERS)
         for port, kind in ((0, "activations"), (1, "weights"))
     ]
@@ -118,8 +137,7 @@ def layers() -> list[dict[str, Any]]:
 
 def left_float(name: str, kind: str, reason: str, share: float | None = None) -> dict[str, Any]:
     """A row of layers.json."""
-    row = {"layer": name, "sqnr_db": None, "kind": "float", "bits": None, "port": None}
-    return row | {"type": kind, "float_reason": reason, "run_time_share": share}
+    return {**dict.fromkeys(COLUMNS), "layer": name, "kind": "float", "type": kind, "float_reason": reason, "run_time_share": share}
 
 
 CORRECTIONS: dict[str, Any] = {

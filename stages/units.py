@@ -1,0 +1,35 @@
+"""How measured numbers read: percent and points, times and factors, each written the same way wherever it is shown."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+
+def number(value: float) -> str:
+    """Three significant digits without an exponent."""
+    return f"{value:.0f}" if value >= 100 else f"{value:.1f}" if value >= 10 else f"{value:.2f}" if value >= 1 else f"{value:.3g}"
+
+
+def metric_value(metric: Mapping[str, Any], value: float) -> str:
+    """A metric's value: a share in percent, anything else as the number it is."""
+    return f"{100 * value:.2f} %" if metric["share"] else f"{value:.4g}"
+
+
+def difference(metric: Mapping[str, Any], value: float) -> str:
+    """A difference of two values of a metric without its unit: of shares in points, i.e. hundredths."""
+    # Adding zero makes minus zero a zero.
+    return f"{100 * value + 0.0:.2f}" if metric["share"] else f"{value + 0.0:.4g}"
+
+
+def model_names(precisions: Mapping[str, str]) -> dict[str, str]:
+    """What the measured models are called, in the order of tables; without `default` where that is f32."""
+    names = {"fp32": "FP32 (f32)", "default": f"FP32 ({precisions['default']}, default)", "int8": "INT8"}
+    if precisions["default"] == "f32":
+        del names["default"]
+    return names
+
+
+def plural(count: int, one: str, many: str | None = None) -> str:
+    """`1 layer`, `2 layers`."""
+    return f"{count} {one if count == 1 else many or one + 's'}"
