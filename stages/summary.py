@@ -32,6 +32,7 @@ def summary(config: Config) -> str:
         *_table(evaluation, speed),
         "",
         *_quantized(quantizers, rows),
+        *_alignment(quantizers),
         *_biases(config, corrections),
         *_effort(),
     ]
@@ -105,6 +106,15 @@ def _quantized(quantizers: dict[str, Any], rows: list[dict[str, Any]]) -> list[s
     total = sum(entry.share for entry in left)
     measured = f", {100 * total:.1f} % of INT8's run time" if total else ""
     return [title, f"left float: {len({entry.name for entry in left})} operations{measured}", *_listing(left, shares=total > 0)]
+
+
+def _alignment(quantizers: dict[str, Any]) -> list[str]:
+    """One line, where there are neighbouring layers whose channels could be aligned."""
+    aligned, not_aligned = len(quantizers["aligned"]), quantizers["not_aligned"]
+    if not aligned and not not_aligned:
+        return []
+    reasons = ", ".join(f"{count} as {reason}" for reason, count in Counter(pair["reason"] for pair in not_aligned).most_common())
+    return [f"channels: {aligned} layers aligned with the one before, {len(not_aligned)} left" + (f": {reasons}" if reasons else "")]
 
 
 def _biases(config: Config, corrections: dict[str, Any]) -> list[str]:

@@ -102,7 +102,7 @@ def quantizers() -> dict[str, Any]:
         name = f"/backbone/conv_{layer}/Conv"
         for port, kind in ((0, "activations"), (1, "weights")):
             entries.append({"name": f"{name}/fq_{port}", "kind": kind, "layers": [{"name": name, "type": "Convolution", "port": port}]})
-    return {"preset": "performance", "target_device": "ANY", "quantizers": entries, "float": []}
+    return {"preset": "performance", "target_device": "ANY", "quantizers": entries, "float": [], "aligned": [], "not_aligned": []}
 
 
 def layers() -> list[dict[str, Any]]:

@@ -133,6 +133,14 @@ def test_many_reasons_are_cut_and_counted(workspace: Path) -> None:
     assert text.count("reason ") == 5
 
 
+def test_alignment_is_told_where_there_were_candidates(workspace: Path) -> None:
+    assert "channels:" not in summary(built.config())
+    left = [{"first": "a", "second": str(index), "reason": "it is grouped" if index else "it is padded"} for index in range(3)]
+    edit(workspace / "build/quantize/quantizers.json", aligned=[["a", "b"]], not_aligned=left)
+    expected = "channels: 1 layers aligned with the one before, 3 left: 2 as it is grouped, 1 as it is padded"
+    assert line(summary(built.config()), "channels") == expected
+
+
 def test_biases_that_were_left_are_listed(workspace: Path) -> None:
     lines = summary(built.config()).splitlines()
     place = lines.index("biases: 10 corrected by FastBiasCorrection, 2 left")

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stages.errors import UserError
-from stages.quantization.graph import CONVOLUTIONS, Graph, Node, bias_add, constant_value, is_padded
+from stages.quantization.graph import CONVOLUTIONS, OPERATIONS_WITH_WEIGHTS, Graph, Node, bias_add, constant_value, is_padded
 from stages.quantization.plan import Plan, TensorName
 from stages.quantization.statistics import Statistics
 from stages.quantization.tails import tail_quantile
@@ -44,14 +44,27 @@ class Aligned(NamedTuple):
 # --------------------------------------------------------------------------------------------------------------- pairs
 
 
+class Pair(NamedTuple):
+    """A convolution fed by a weighted operation and nothing else, bias aside: aligned, unless there is a reason against it."""
+
+    first: Node
+    second: Node
+    reason: str | None
+
+
+def alignment_candidates(graph: Graph) -> list[Pair]:
+    """Every convolution that reads a weighted operation with no activation between, by name."""
+    candidates = []
+    for second in sorted(graph.of_type(CONVOLUTIONS), key=lambda node: node.name):
+        first = _feeding_layer(second)
+        if first is not None:
+            candidates.append(Pair(first, second, _reason_against(first, second)))
+    return candidates
+
+
 def alignment_pairs(graph: Graph) -> list[tuple[Node, Node]]:
     """Pairs (first, second): an unpadded convolution fed by nothing but a convolution, with no activation between."""
-    pairs = []
-    for second in sorted(graph.of_type(["Convolution"]), key=lambda node: node.name):
-        first = _feeding_layer(second) if _is_exact_under_shift(second) else None
-        if first is not None and all(_owns_weights(node) for node in (first, second)):
-            pairs.append((first, second))
-    return pairs
+    return [(pair.first, pair.second) for pair in alignment_candidates(graph) if pair.reason is None]
 
 
 def aligned_tensor(second: Node) -> TensorName:
@@ -59,23 +72,33 @@ def aligned_tensor(second: Node) -> TensorName:
     return TensorName(second.inputs[0].node.name, second.inputs[0].index)
 
 
-def _is_exact_under_shift(node: Node) -> bool:
-    """Whether a shift of the input moves every output alike: no padding. POT also asks for stride and dilation 1."""
-    attributes = node.attributes()
-    return not is_padded(node) and all(value == 1 for value in [*attributes["strides"], *attributes["dilations"]])
-
-
 def _feeding_layer(second: Node) -> Node | None:
-    """The convolution whose (biased) output `second` alone reads."""
-    port = second.inputs[0]
-    if len(port.node.consumers[port.index]) != 1:
-        return None
-    first = port.node
-    if first.type == "Add":
-        first = first.inputs[0].node
-        if first.constant or bias_add(first) is not port.node or bias_values(first) is None:
-            return None
-    return first if first.type in CONVOLUTIONS else None
+    """The weighted operation whose output, or what an Add with a constant makes of it, `second` reads."""
+    node = second.inputs[0].node
+    if node.type == "Add":
+        moving = [producer for producer in node.producers() if not producer.constant]
+        node = moving[0] if len(moving) == 1 else node
+    return node if node.type in OPERATIONS_WITH_WEIGHTS and not node.constant else None
+
+
+def _reason_against(first: Node, second: Node) -> str | None:
+    """Why the channels between two weighted operations are left as they are; pot_behaviour.md section 6 but for the MatMul."""
+    attributes, between = second.attributes(), second.inputs[0]
+    if second.type != "Convolution":
+        return "the second one is grouped"
+    if is_padded(second):
+        return "the second one pads its input"  # a shift of the input would not move every output alike
+    if any(value != 1 for value in [*attributes["strides"], *attributes["dilations"]]):
+        return "the second one has a stride or a dilation"
+    if len(between.node.consumers[between.index]) != 1:
+        return "something else reads the tensor between them"
+    if first.type not in CONVOLUTIONS:
+        return f"the channels of a {first.type} lie elsewhere"
+    if between.node is not first and (bias_add(first) is not between.node or bias_values(first) is None):
+        return "what is added between them is not one value per channel"
+    if not all(_owns_weights(node) for node in (first, second)):
+        return "weights are computed, or read by something else"
+    return None
 
 
 def _owns_weights(node: Node) -> bool:

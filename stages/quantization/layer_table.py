@@ -13,6 +13,7 @@ One row per layer and input port. Columns, the same for every model; MLflow comp
                     row of its first port; null where the runtime reports no time of its own for the layer
     runs_as         the runtime's kernel, or `in NAME` where the layer is fused into another one
     bias            for weights: corrected, or why the layer's bias was left alone
+    alignment       for weights: the layer before, if channels were aligned with it or why they were not
     type            operation type
     port            input port; null where the whole operation stays float
     float_reason    why the input, or the whole operation, stays float
@@ -40,6 +41,7 @@ COLUMNS = (
     "run_time_share",
     "runs_as",
     "bias",
+    "alignment",
     "type",
     "port",
     "float_reason",
@@ -70,6 +72,8 @@ def layer_table(
     costs = _costs(list(times))
     biases = {entry["name"]: "corrected" for entry in corrections["corrected"]}
     biases |= {entry["name"]: f"left: {entry['reason']}" for entry in corrections["left"]}
+    alignments = {second: f"aligned with {first}" for first, second in quantizers["aligned"]}
+    alignments |= {pair["second"]: f"not with {pair['first']}: {pair['reason']}" for pair in quantizers["not_aligned"]}
     served = Counter((layer["name"], layer["port"]) for entry in quantizers["quantizers"] for layer in entry["layers"])
     rows = []
     for entry in quantizers["quantizers"]:
@@ -80,7 +84,8 @@ def layer_table(
             if served[layer["name"], layer["port"]] > 1:
                 row["layer"] += f" < {entry['source']['name']}"
             row["sqnr_db"] = noise.get(entry["name"])
-            row["bias"] = biases.get(layer["name"]) if entry["kind"] == "weights" else None
+            if entry["kind"] == "weights":
+                row["bias"], row["alignment"] = biases.get(layer["name"]), alignments.get(layer["name"])
             rows.append(row)
     rows += [
         _row(entry["name"], entry["type"], entry["port"], "float") | {"float_reason": entry["reason"]} for entry in quantizers["float"]

@@ -74,12 +74,22 @@ class Float:
 
 
 @dataclass(frozen=True)
+class NotAligned:
+    """Two neighbouring weighted operations between which channels are not aligned."""
+
+    first: str
+    second: str
+    reason: str
+
+
+@dataclass(frozen=True)
 class Plan:
     """All quantizers of a model and everything that stays in floating point."""
 
     quantizers: tuple[Quantizer, ...]
     floats: tuple[Float, ...]
     aligned: tuple[tuple[str, str], ...] = field(default=())  # pairs of operations between which channels are aligned
+    not_aligned: tuple[NotAligned, ...] = field(default=())  # pairs that would be but for a reason
 
 
 def plan_to_json(plan: Plan) -> dict[str, Any]:
@@ -88,6 +98,7 @@ def plan_to_json(plan: Plan) -> dict[str, Any]:
         "quantizers": [_quantizer_to_json(quantizer) for quantizer in plan.quantizers],
         "float": [asdict(entry) for entry in plan.floats],
         "aligned": [list(pair) for pair in plan.aligned],
+        "not_aligned": [asdict(pair) for pair in plan.not_aligned],
     }
 
 
@@ -97,6 +108,7 @@ def plan_from_json(data: dict[str, Any]) -> Plan:
         tuple(_quantizer_from_json(entry) for entry in data["quantizers"]),
         tuple(Float(**entry) for entry in data["float"]),
         tuple((first, second) for first, second in data["aligned"]),
+        tuple(NotAligned(**pair) for pair in data["not_aligned"]),
     )
 
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from stages import schema
 from stages.errors import UserError
-from stages.quantization.alignment import alignment_pairs
+from stages.quantization.alignment import alignment_candidates
 from stages.quantization.blocks import ignored_blocks
 from stages.quantization.estimators import resolve_estimator
 from stages.quantization.graph import (
@@ -26,7 +26,7 @@ from stages.quantization.graph import (
 )
 from stages.quantization.ignored import ignored_operations
 from stages.quantization.placement import ALREADY_QUANTIZED, FAKE_QUANTIZE, Placement, place, served
-from stages.quantization.plan import Float, Place, Plan, Quantizer, TensorName
+from stages.quantization.plan import Float, NotAligned, Place, Plan, Quantizer, TensorName
 from stages.quantization.points import has_channels
 from stages.quantization.schemes import ACTIVATIONS, WEIGHTS, Scheme, Target, choose, common, extend, restrict
 from stages.quantization.statistics import Statistics
@@ -50,11 +50,13 @@ def make_plan(graph: Graph, target: Target, config: schema.Quantization, statist
 
 def _plan(graph: Graph, target: Target, config: schema.Quantization, ignored: dict[Node, str]) -> Plan:
     placement = place(graph, target, ignored_blocks(graph, target.rules), ignored, pot_compatible=config.pot_compatible)
-    pairs = alignment_pairs(graph) if config.use_channel_alignment else []
-    doubled = _saturating_layers(graph, target, config, {second.name for _, second in pairs})
+    candidates = alignment_candidates(graph) if config.use_channel_alignment else []
+    aligned = tuple((pair.first.name, pair.second.name) for pair in candidates if pair.reason is None)
+    not_aligned = tuple(NotAligned(pair.first.name, pair.second.name, pair.reason) for pair in candidates if pair.reason is not None)
+    doubled = _saturating_layers(graph, target, config, {second for _, second in aligned})
     quantizers, refused = _quantizers(placement, target, config, doubled)
     floats = _floats(placement, quantizers, refused) + _in_bodies(graph, target)
-    return Plan(tuple(quantizers), tuple(floats), tuple((first.name, second.name) for first, second in pairs))
+    return Plan(tuple(quantizers), tuple(floats), aligned, not_aligned)
 
 
 def _readers_of_infinite(graph: Graph, plan: Plan, statistics: Statistics) -> dict[Node, None]:

@@ -15,7 +15,7 @@ from stages.errors import UserError
 from stages.quantization.alignment import align, alignment_pairs, compute_alignment
 from stages.quantization.build import build
 from stages.quantization.graph import read_graph
-from stages.quantization.plan import Plan, TensorName
+from stages.quantization.plan import NotAligned, Plan, TensorName, plan_from_json, plan_to_json
 from stages.quantization.statistics import Statistics
 from tests.quantization.quantizing import infer, plan_of, same, statistics_of
 from tests.quantization.small import constant, convolution, images, matmul, model, named, parameter, random
@@ -142,40 +142,80 @@ def test_chains_align_pairwise() -> None:
     same(aligned_only(tested, statistics), tested, SAMPLES)
 
 
-@pytest.mark.parametrize("attributes", [{"pads_begin": [1]}, {"strides": [2]}, {"dilations": [2]}, {"auto_pad": "same_upper"}], ids=str)
-def test_not_before_padding_strides_or_dilation(attributes: dict[str, Any]) -> None:
-    x = parameter()
-    first = convolution(x, random(4, 3, 3, 3), "first")
-    assert pairs(convolution(first, random(5, 4, 1, 1), "second", **attributes), x) == []
-    assert pairs(convolution(first, random(5, 4, 1, 1), "second", auto_pad="valid"), x) == [("first", "second")]
+def conv_before(second: ov.Node | None = None, **attributes: Any) -> ov.Node:
+    """First -> second; `second` stands for the tensor between them."""
+    between = convolution(parameter((1, 4, 8, 8)), random(4, 4, 3, 3), "first") if second is None else second
+    return convolution(between, random(5, 4, 1, 1), "second", **attributes)
 
 
-def test_not_across_an_activation_or_a_branch() -> None:
-    x = parameter()
-    first = convolution(x, random(4, 3, 3, 3), "first")
-    assert pairs(convolution(op.relu(first), random(5, 4, 1, 1), "second"), x) == []
-    branch = op.concat([convolution(first, random(5, 4, 1, 1), "second"), op.relu(first)], 1)
-    assert pairs(branch, x) == []
+def shifted() -> ov.Node:
+    layer = convolution(parameter((1, 4, 8, 8)), random(4, 4, 3, 3), "first")
+    return conv_before(op.add(layer, constant(random(1, 1, 6, 6), "position")))
 
 
-def test_not_with_a_bias_that_is_not_one_value_per_channel() -> None:
-    x = parameter()
-    layer = convolution(x, random(4, 3, 3, 3), "first")
-    shifted = op.add(layer, constant(random(1, 1, 6, 6), "position"))
-    assert pairs(convolution(shifted, random(5, 4, 1, 1), "second"), x) == []
+def shared() -> ov.Node:
+    x, kernel = parameter((1, 4, 8, 8)), constant(random(4, 4, 1, 1), "shared")
+    first, other = (named(op.convolution(x, kernel, [1, 1], [0, 0], [0, 0], [1, 1]), name) for name in ("first", "other"))
+    return op.add(convolution(first, random(4, 4, 1, 1), "second"), other)
 
 
-def test_not_where_weights_are_shared() -> None:
-    x = parameter((1, 4, 8, 8))
-    kernel = constant(random(4, 4, 1, 1), "shared")
-    first, second = (named(op.convolution(x, kernel, [1, 1], [0, 0], [0, 0], [1, 1]), name) for name in ("first", "other"))
-    assert pairs(op.add(convolution(first, random(4, 4, 1, 1), "second"), second), x) == []
+def branched() -> ov.Node:
+    first = convolution(parameter((1, 4, 8, 8)), random(4, 4, 3, 3), "first")
+    return op.concat([conv_before(first), op.relu(first)], 1)
 
 
-def test_not_after_a_matrix_product_whose_channels_lie_on_another_axis() -> None:
+def grouped() -> ov.Node:
+    return convolution(convolution(parameter((1, 4, 8, 8)), random(4, 4, 3, 3), "first"), random(4, 1, 1, 1, 1), "second")
+
+
+def after_product() -> ov.Node:
     """POT pairs these, and scales the columns of an image as if they were its channels."""
-    x = parameter((1, 4, 8, 8))
-    assert pairs(convolution(matmul(x, random(8, 4)), random(5, 4, 1, 1), "second"), x) == []
+    return conv_before(matmul(parameter((1, 4, 8, 8)), random(8, 4), "first"))
+
+
+PADS, STEPS = "the second one pads its input", "the second one has a stride or a dilation"
+NOT_ALIGNED: dict[str, tuple[ov.Node, str]] = {
+    "padding": (conv_before(pads_begin=[1]), PADS),
+    "padding by name": (conv_before(auto_pad="same_upper"), PADS),
+    "stride": (conv_before(strides=[2]), STEPS),
+    "dilation": (conv_before(dilations=[2]), STEPS),
+    "branch": (branched(), "something else reads the tensor between them"),
+    "grouped": (grouped(), "the second one is grouped"),
+    "matrix product": (after_product(), "the channels of a MatMul lie elsewhere"),
+    "position": (shifted(), "what is added between them is not one value per channel"),
+    "shared weights": (shared(), "weights are computed, or read by something else"),
+}
+
+
+def closed(output: ov.Node) -> ov.Model:
+    """The model around an operation."""
+    node = output
+    while node.get_type_name() != "Parameter":
+        node = node.input_value(0).get_node()
+    return model(named(op.relu(output), "relu"), node)
+
+
+@pytest.mark.parametrize("what", NOT_ALIGNED)
+def test_what_is_not_aligned_is_recorded_with_the_reason(what: str) -> None:
+    output, reason = NOT_ALIGNED[what]
+    tested = closed(output)
+    plan = plan_of(tested)
+    assert plan.aligned == () and plan.not_aligned == (NotAligned("first", "second", reason),)
+    assert plan_from_json(plan_to_json(plan)) == plan
+    assert plan_of(tested, use_channel_alignment=False).not_aligned == ()
+    result = build(tested, statistics_of(tested, SAMPLES), plan)[0]
+    assert len(list(infer(result, SAMPLES))) == len(SAMPLES)
+
+
+def test_explicitly_no_padding_is_aligned() -> None:
+    plan = plan_of(closed(conv_before(auto_pad="valid")))
+    assert plan.aligned == (("first", "second"),) and plan.not_aligned == ()
+
+
+def test_across_an_activation_there_is_no_candidate() -> None:
+    layer = convolution(parameter((1, 4, 8, 8)), random(4, 4, 3, 3), "first")
+    plan = plan_of(closed(conv_before(op.relu(layer))))
+    assert plan.aligned == () and plan.not_aligned == ()
 
 
 def test_half_precision_weights_stay_half() -> None:

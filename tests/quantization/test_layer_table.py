@@ -51,6 +51,8 @@ def rows() -> dict[str, Row]:
             {"name": "softmax", "type": "SoftMax", "port": None, "reason": "not quantizable"},
             {"name": "add", "type": "Add", "port": 1, "reason": "ignored"},
         ],
+        "aligned": [["conv0", "conv1"]],
+        "not_aligned": [{"first": "conv1", "second": "conv2", "reason": "padded"}],
     }
     corrections = {
         "corrected": [{"name": "conv1", "type": "Convolution"}],
@@ -109,3 +111,9 @@ def test_biases_and_reasons(rows: dict[str, Row]) -> None:
     assert rows["conv1:0"]["bias"] is None
     assert (rows["softmax"]["kind"], rows["softmax"]["port"], rows["softmax"]["float_reason"]) == ("float", None, "not quantizable")
     assert rows["add:1"]["float_reason"] == "ignored"
+
+
+def test_alignment_is_told_with_the_weights(rows: dict[str, Row]) -> None:
+    assert rows["conv1:1"]["alignment"] == "aligned with conv0"
+    assert rows["conv2:1"]["alignment"] == "not with conv1: padded"
+    assert {row["alignment"] for name, row in rows.items() if name not in ("conv1:1", "conv2:1")} == {None}
