@@ -156,6 +156,16 @@ REFUSED: dict[str, tuple[str, ...]] = {
     "quantization: {ignored: {operations: [{attributes: {}}]}}": ("quantization.ignored.operations[0].type", "must be given"),
     "quantization: {weights: {level_low: 5, level_high: 5}}": ("level_low: 5", "less than"),
     "quantization: {weights: {bits: 4, level_low: -127, level_high: 127}}": ("quantization.weights.bits: 4", "255 levels"),
+    "quantization: {weights: {bits: 4}}": (
+        "quantization.weights: bits=4 cannot run on the target",
+        "offers: 8-bit symmetric perchannel [-127, 127]; 8-bit asymmetric perchannel (",
+        "allow_unsupported",
+    ),
+    "quantization: {weights: {level_low: -8, level_high: 7}}": ("level_low=-8, level_high=7 cannot run on the target",),
+    "quantization: {activations: {bits: 16, mode: symmetric}}": (
+        "quantization.activations: bits=16, mode=symmetric cannot run",
+        "8-bit symmetric pertensor; 8-bit asymmetric pertensor; 8-bit symmetric perchannel; 8-bit asymmetric perchannel",
+    ),
     "quantization: {range_estimator: {min: {type: max}}}": ("min.type: 'max'", "min, quantile"),
     "quantization: {range_estimator: {max: {type: min}}}": ("max.type: 'min'", "max, abs_max"),
     "quantization: {range_estimator: {min: {type: min, outlier_prob: 0.1}}}": ("min.outlier_prob: 0.1", "not quantile"),

@@ -61,7 +61,9 @@ def model(name: str) -> tuple[ov.Model, Graph]:
 
 
 @functools.cache
-def statistics(name: str, samples: int, device: str = "any", probabilities: tuple[float, ...] = (1e-4, 1e-3)) -> stored.Statistics:
+def statistics(
+    name: str, samples: int, device: str = "any", probabilities: tuple[float, ...] = (1e-4, 1e-3), every_channel: bool = False
+) -> stored.Statistics:
     """Statistics of the first samples, by plain synchronous f32 inference."""
     read, graph = model(name)
     with np.load(FOLDER / f"{name}.npz") as archive:
@@ -72,7 +74,7 @@ def statistics(name: str, samples: int, device: str = "any", probabilities: tupl
         for sample in data:
             yield list(compiled([sample[None]]).values())
 
-    return collect(read, statistics_points(graph, target(device)), probabilities, probabilities, infer, samples)
+    return collect(read, statistics_points(graph, target(device), every_channel), probabilities, probabilities, infer, samples)
 
 
 @dataclass(frozen=True)
