@@ -116,14 +116,21 @@ class Run:
         return np.zeros(1) if bias is None else bias
 
 
-def run(name: str) -> Run:
-    """Repeat a reference run under POT's own rules."""
+def algorithm(name: str) -> str:
+    """What POT ran: default, minmax, aca (channel alignment alone) or bc (with the accurate bias correction)."""
+    return str(json.loads((FOLDER / f"{name}.json").read_text())["algorithm"])
+
+
+@functools.cache
+def run(name: str, pot_compatible: bool = True) -> Run:
+    """Repeat a reference run under POT's own rules, or with what this project does better."""
     reference = json.loads((FOLDER / f"{name}.json").read_text())
     config, device = configuration(reference)
+    config.pot_compatible = pot_compatible
     read, graph = model(reference["model"])
     plan = make_plan(graph, target(device), config)
     correction = schema.BiasCorrection() if reference["algorithm"] == "default" else None
-    _, solved = build(read, statistics(reference["model"], reference["samples"], device), plan, correction, pot_compatible=True)
+    _, solved = build(read, statistics(reference["model"], reference["samples"], device), plan, correction, pot_compatible)
     return Run(reference, graph, plan, solved)
 
 
