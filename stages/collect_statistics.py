@@ -2,6 +2,10 @@
 
 What is stored serves every preset, mode, estimator, aggregator, ignored scope and model type on the target device;
 `quantize` and everything after it compute from it without another inference.
+
+Examples:
+    dvc repro collect_statistics     # with everything before it
+    python -m stages.collect_statistics    # this stage alone, from what is in build/
 """
 
 from __future__ import annotations

@@ -2,6 +2,11 @@
 
 params.yaml is the last layer, so what it says wins. Every mistake in the configuration is found here, in well under a
 second and before any other stage runs.
+
+Examples:
+    dvc repro config                 # after an edit of params.yaml: is everything in it valid?
+    python -m stages.config          # the same without DVC
+    dvc params diff                  # what changed since the last commit, defaults included
 """
 
 from __future__ import annotations

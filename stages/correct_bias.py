@@ -1,6 +1,10 @@
 """Shift biases by the mean error that quantized weights cause, and write the corrected INT8 model.
 
 corrections.json says by which algorithm, and for every layer how far its bias moved, or why it was left alone.
+
+Examples:
+    dvc repro correct_bias           # the INT8 model, without measuring it
+    python -m stages.correct_bias    # this stage alone, from what is in build/
 """
 
 from __future__ import annotations

@@ -1,6 +1,11 @@
 """Measure what quantization cost and gained: accuracy, speed, size, and noise per layer.
 
 Three models are compared: FP32 in f32, FP32 in the precision that the device prefers (bf16 on CPUs with AMX), and INT8.
+
+Examples:
+    dvc repro evaluate               # with everything before it
+    dvc repro --force evaluate       # measure again, for example on a quiet machine
+    dvc metrics show --md            # what it measured
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 MOST_BARS = 40
-COLORS = {"weights": "#d98032", "activations": "#2f6db3"}
+COLORS = {"weights": "#c2610c", "activations": "#2563b0"}  # as in the report
 
 
 def plot_noise(rows: Sequence[dict[str, Any]], path: Path) -> None:
@@ -35,29 +35,31 @@ def plot_noise(rows: Sequence[dict[str, Any]], path: Path) -> None:
     axes.spines[["top", "right"]].set_visible(False)
     kinds = dict.fromkeys(row["kind"] for row in shown)
     handles = [Patch(color=COLORS[kind], label=kind) for kind in kinds]
-    axes.legend(handles=handles, loc="lower right", bbox_to_anchor=(1, 1), ncols=2, frameon=False, fontsize=9)
+    axes.legend(handles=handles, loc="upper right", frameon=False, fontsize=9)
     figure.savefig(path, dpi=110)
 
 
-def plot_accuracy_speed(rows: Sequence[dict[str, Any]], metric: str, path: Path) -> None:
+def plot_accuracy_speed(rows: Sequence[dict[str, Any]], metric: str, path: Path, *, share: bool) -> None:
     """The primary metric of each model over its latency.
 
     Args:
         rows: Content of accuracy_speed.json: model, latency_ms, accuracy.
         metric: Name of the primary metric.
         path: PNG to write.
+        share: Whether the metric is a share, which is shown in percent.
     """
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(7, 4.5), layout="constrained")
     axes = figure.add_subplot()
     for row in rows:
-        axes.scatter(row["latency_ms"], row["accuracy"], s=70, zorder=3)
-        axes.annotate(row["model"], (row["latency_ms"], row["accuracy"]), xytext=(7, 7), textcoords="offset points", fontsize=9)
+        place = row["latency_ms"], (100 if share else 1) * row["accuracy"]
+        axes.scatter(*place, s=70, zorder=3)
+        axes.annotate(row["model"], place, xytext=(7, 7), textcoords="offset points", fontsize=9)
     axes.margins(0.25)
     axes.set_xlim(0, 1.3 * max(row["latency_ms"] for row in rows))  # the labels stand to the right of the points
     axes.set_xlabel("latency, ms (one inference at a time)")
-    axes.set_ylabel(metric)
+    axes.set_ylabel(f"{metric}, %" if share else metric)
     axes.set_title("Accuracy against speed", fontsize=11)
     axes.grid(alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)

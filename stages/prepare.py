@@ -1,6 +1,10 @@
 """Import the model as an FP32 IR, and pin down the calibration and validation samples.
 
 Every sample is read once and checked: against the model's inputs, and its target against the metrics.
+
+Examples:
+    dvc repro prepare                # with the configuration before it
+    dvc repro --force prepare        # read model and data files again that DVC does not watch
 """
 
 from __future__ import annotations

@@ -1,6 +1,10 @@
 """Align channels, place quantizers, compute their ranges, and write the INT8 model without bias correction.
 
 quantizers.json says for every layer how it is quantized, or why it stays in floating point.
+
+Examples:
+    dvc repro quantize               # with everything before it
+    python -m stages.quantize        # this stage alone, from what is in build/
 """
 
 from __future__ import annotations

@@ -1,6 +1,8 @@
 """Print the configuration reference of README.md, made from the schema.
 
-`python -m stages.reference` prints the table, `python -m stages.reference --write` puts it into README.md.
+Examples:
+    python -m stages.reference             # print the table
+    python -m stages.reference --write     # put it into README.md
 """
 
 from __future__ import annotations
@@ -77,7 +79,9 @@ def _allowed(metadata: Any) -> str:
 
 def main() -> None:
     """Print the table, or write it into README.md."""
-    parser = argparse.ArgumentParser(prog="python -m stages.reference", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m stages.reference", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--write", action="store_true", help="put the table into README.md")
     if parser.parse_args().write:
         README.write_text(written(README.read_text(encoding="utf-8")), encoding="utf-8")

@@ -3,6 +3,11 @@
 A result is known by a key made from the configuration and from the bytes of the quantized model and its reports. The stage
 always runs, so that results which DVC restored from its cache are logged as well; a result that is already in MLflow costs a
 look into its SQLite file and no import of MLflow.
+
+Examples:
+    dvc repro                        # build what is new, and track it
+    python -m stages.track           # track what is in build/, for example elsewhere:
+    MLFLOW_TRACKING_URI=http://mlflow.example:5000 python -m stages.track
 """
 
 from __future__ import annotations
@@ -218,7 +223,9 @@ def _log_files(client: MlflowClient, run_id: str, config: Config) -> None:
         if noise := artifacts.read_json(artifacts.REPORTS / "noise.json"):
             plots.plot_noise(noise, Path(folder) / "noise_per_layer.png")
         if models := artifacts.read_json(evaluate / "accuracy_speed.json"):
-            plots.plot_accuracy_speed(models, config.evaluate.primary_metric or "", Path(folder) / "accuracy_speed.png")
+            metrics = artifacts.read_json(evaluate / "evaluation.json")["metrics"]
+            primary = config.evaluate.primary_metric or next(iter(metrics))
+            plots.plot_accuracy_speed(models, primary, Path(folder) / "accuracy_speed.png", share=metrics[primary]["share"])
         client.log_artifacts(run_id, folder, "plots")
     if config.tracking.log_models:
         for model, source in (("fp32", artifacts.folder("prepare")), ("int8", correct_bias)):

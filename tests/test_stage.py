@@ -17,7 +17,7 @@ import pytest
 
 from stages import artifacts, progress, stage
 from stages.errors import UserError
-from tests.project import Project
+from tests.project import ROOT, Project
 
 # A stage that takes its time, and leaves traces while it is at work.
 SLOW = '''"""Writes three files slowly."""
@@ -287,3 +287,15 @@ def test_progress_is_a_bar_in_a_terminal() -> None:
             advance._bar.refresh()
     assert "prepare" in stream.getvalue()
     assert "4/4" in stream.getvalue()
+
+
+MODULES = sorted(path.stem for path in (ROOT / "stages").glob("*.py") if '__name__ == "__main__"' in path.read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_every_module_that_runs_has_help_with_examples(module: str) -> None:
+    command = [sys.executable, "-m", f"stages.{module}", "--help"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.startswith(f"usage: python -m stages.{module}")
+    examples = done.stdout.partition("\nExamples:\n")[2]
+    assert f"python -m stages.{module}" in examples or f"dvc repro {module}" in examples
