@@ -1,4 +1,4 @@
-"""Small models drawn at random: branches, residual additions, Concats, Splits, pools, pointwise and depthwise convolutions."""
+"""Small models drawn at random out of everything that can be quantized or that quantizers move through."""
 
 from __future__ import annotations
 
@@ -37,6 +37,30 @@ def _shaped(x: ov.Node, _: ov.Node, name: str, __: int) -> ov.Node:
     return named(op.reshape(op.reshape(x, np.array([1, -1]), False), op.shape_of(x), False), name)
 
 
+def _deconvolution(x: ov.Node, _: ov.Node, name: str, seed: int) -> ov.Node:
+    weights = constant(random(CHANNELS, CHANNELS, 3, 3, seed=seed) / 5, f"{name}/weights")
+    return named(op.convolution_backprop_data(x, weights, [1, 1], pads_begin=[1, 1], pads_end=[1, 1]), name)
+
+
+def _averaged(x: ov.Node, y: ov.Node, name: str, _: int) -> ov.Node:
+    mean = named(op.reduce_mean(x, np.array([2, 3]), True), f"{name}/mean")
+    return named(op.add(y, mean), name)
+
+
+def _cut(x: ov.Node, _: ov.Node, name: str, __: int) -> ov.Node:
+    corner = op.strided_slice(x, np.array([0, 0, 1, 0]), np.array([1, CHANNELS, 6, 6]), np.ones(4, np.int64), [0] * 4, [0] * 4)
+    return named(op.pad(corner, np.array([0, 0, 1, 0]), np.array([0] * 4), "constant", np.float32(0)), name)
+
+
+def _gathered(x: ov.Node, _: ov.Node, name: str, __: int) -> ov.Node:
+    flat = op.squeeze(x, np.array([0]))
+    return named(op.unsqueeze(op.gather(flat, np.array([3, 1, 0, 2]), np.int64(0)), np.array([0])), name)
+
+
+def _compared(x: ov.Node, y: ov.Node, name: str, _: int) -> ov.Node:
+    return named(op.select(named(op.greater(x, y), f"{name}/greater"), x, op.tanh(y)), name)
+
+
 def _fully_connected(x: ov.Node, _: ov.Node, name: str, seed: int) -> ov.Node:
     return matmul(x, random(6, 6, seed=seed) / 2, name, bias=random(6, seed=seed) if seed % 2 else None)
 
@@ -64,6 +88,20 @@ STEPS: dict[str, Step] = {
     "split": _split,
     "attention": _transposed,
     "shaped": _shaped,
+    "deconvolution": _deconvolution,
+    "grouped": lambda x, _, name, seed: convolution(
+        x, random(2, 2, 2, 3, 3, seed=seed) / 3, name, bias=random(CHANNELS, seed=seed), pads_begin=[1], pads_end=[1]
+    ),
+    "subtract": lambda x, y, name, _: named(op.subtract(x, y), name),
+    "divide": lambda x, y, name, _: named(op.divide(x, op.add(op.sigmoid(y), op.exp(op.clamp(y, -1.0, 1.0)))), name),
+    "squared": lambda x, _, name, __: named(op.power(op.tanh(x), constant(2.0, f"{name}/two")), name),
+    "normalized": lambda x, _, name, __: named(op.mvn(x, np.array([1, 2, 3]), True, 1e-2, "inside_sqrt"), name),
+    "scaled to one": lambda x, _, name, __: named(op.normalize_l2(x, np.array([1]), 0.1, "add"), name),
+    "averaged": _averaged,
+    "cut": _cut,
+    "gathered": _gathered,
+    "compared": _compared,
+    "largest": lambda x, y, name, _: named(op.minimum(y, op.reduce_max(x, np.array([2, 3]), True)), name),
     "resized": lambda x, _, name, __: named(op.interpolate(x, np.array([6, 6]), "nearest", "sizes", axes=np.array([2, 3])), name),
 }
 

@@ -10,13 +10,11 @@ from pathlib import Path
 import numpy as np
 import openvino as ov
 import pytest
-from hypothesis import HealthCheck, given, settings
 from openvino import opset13 as op
 
 from stages import schema
 from stages.quantization.build import build, corrections_json, quantizers_json, save_model
-from stages.quantization.graph import read_graph
-from stages.quantization.plan import Plan, plan_from_json
+from stages.quantization.plan import Plan
 from stages.quantization.statistics import Statistics
 from tests.quantization.quantizing import (
     Quantized,
@@ -25,13 +23,10 @@ from tests.quantization.quantizing import (
     described,
     infer,
     nodes,
-    plan_of,
     quantized,
     same,
-    statistics_of,
     tensor,
 )
-from tests.quantization.random_models import SHAPE, models
 from tests.quantization.reference_runs import core
 from tests.quantization.small import constant, convolution, images, matmul, model, named, parameter, random
 
@@ -274,28 +269,6 @@ def save(folder: Path, result: Quantized) -> dict[str, bytes]:
     for name, data in texts.items():
         (folder / name).write_text(json.dumps(data, allow_nan=False))
     return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
-
-
-@given(models())
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-def test_any_model_can_be_quantized_and_saved_to_the_same_bytes(tmp_path_factory: pytest.TempPathFactory, tested: ov.Model) -> None:
-    folder = tmp_path_factory.mktemp("models")
-    names = [value.get_any_name() for value in tested.inputs]
-    samples = [{name: random(*SHAPE, seed=seed) for name in names} for seed in range(2)]
-    statistics = statistics_of(tested, samples)
-    plan = plan_of(tested, preset="mixed")
-    saved = []
-    for name in ("a", "b"):
-        result, solved = build(tested, statistics, plan, ON)
-        saved.append(save(folder / name, Quantized(read_graph(tested), plan, solved, result)))
-    assert saved[0] == saved[1]
-    assert plan_from_json(json.loads(saved[0]["quantizers.json"])) == plan
-    read = core().read_model(folder / "a" / "model.xml")
-    found = [node.get_friendly_name() for node in read.get_ops()]
-    assert len(set(found)) == len(found)
-    for version in (read, result):
-        for outputs in infer(version, samples[:1]):
-            assert all(np.isfinite(values).all() for values in outputs)
 
 
 PROGRAM = """
