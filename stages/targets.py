@@ -164,11 +164,23 @@ def _module(target: str) -> tuple[ModuleSpec, list[str]] | None:
         return None
     for index, part in enumerate(parts[1:], start=1):
         locations = spec.submodule_search_locations
-        inner = PathFinder.find_spec(f"{spec.name}.{part}", list(locations)) if locations else None
+        inner = _inner(f"{spec.name}.{part}", list(locations)) if locations else None
         if inner is None:
             return spec, parts[index:]
         spec = inner
     return spec, []
+
+
+def _inner(name: str, locations: list[str]) -> ModuleSpec | None:
+    """The spec of module `name`, the package that it is in being at `locations`."""
+    try:
+        return PathFinder.find_spec(name, locations)
+    except KeyError:
+        # A folder without __init__.py inside another such folder: Python wants the outer one imported to tell where it is.
+        spec = ModuleSpec(name, None, is_package=True)
+        folders = (Path(location) / name.rpartition(".")[2] for location in locations)
+        spec.submodule_search_locations = [str(folder) for folder in folders if folder.is_dir()]
+        return spec
 
 
 def _defined(tree: ast.Module) -> dict[str, ast.stmt]:

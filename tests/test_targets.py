@@ -162,6 +162,18 @@ def test_extension_modules_and_builtins_are_accepted() -> None:
     check("builtins.dict", a=1)
 
 
+def test_folders_without_init_are_looked_into(write: Write, tmp_path: Path) -> None:
+    write("")
+    (tmp_path / "outer_folder" / "inner").mkdir(parents=True)
+    (tmp_path / "outer_folder" / "inner" / "mine.py").write_text("class C:\n    def __init__(self, a): ...")
+    check("outer_folder.inner.mine.C", a=1)
+    with pytest.raises(ConfigError, match=r"calibration.b: unknown key"):
+        check("outer_folder.inner.mine.C", a=1, b=2)
+    with pytest.raises(ConfigError, match=r"outer_folder.inner has mine"):
+        check("outer_folder.inner.yours.C")
+    assert list(targets.source_files({"_target_": "outer_folder.inner.mine.C"})) == [tmp_path / "outer_folder/inner/mine.py"]
+
+
 def test_source_files(write: Write, tmp_path: Path) -> None:
     first, second = write("class C: ..."), write("class C: ...")
     section = {"_target_": f"{first}.C", "parts": [{"_target_": f"{second}.C"}, {"a": 1}]}

@@ -215,14 +215,13 @@ class ImageFolder:
         height, width = self.size
         if self.resize == "stretch":
             return image.resize((width, height), self.interpolation)
-        ratios = (width / image.width, height / image.height)
         if self.resize == "pad":
-            scaled = image.resize(_scaled(image, min(ratios)), self.interpolation)
+            scaled = image.resize(fitted(image.size, self.size), self.interpolation)
             canvas = Image.new(image.mode, (width, height), (self.pad_value,) * 3 if image.mode == "RGB" else self.pad_value)
             canvas.paste(scaled, (0, 0))
             return canvas
-        ratio = max(ratios) if self.resize_to is None else self.resize_to / min(image.size)
-        scaled = image.resize(_scaled(image, ratio), self.interpolation)
+        ratio = max(width / image.width, height / image.height) if self.resize_to is None else self.resize_to / min(image.size)
+        scaled = image.resize(_scaled(image.size, ratio), self.interpolation)
         left, top = (scaled.width - width) // 2, (scaled.height - height) // 2
         return scaled.crop((left, top, left + width, top + height))
 
@@ -231,8 +230,13 @@ def _images(folder: Path, suffixes: set[str]) -> list[Path]:
     return sorted(file for file in folder.iterdir() if file.is_file() and file.suffix.lower() in suffixes)
 
 
-def _scaled(image: Image.Image, ratio: float) -> tuple[int, int]:
-    return max(1, round(image.width * ratio)), max(1, round(image.height * ratio))
+def fitted(image: tuple[int, int], size: tuple[int, int]) -> tuple[int, int]:
+    """Width and height of an image of (width, height) that is scaled to fit into `size` (height, width)."""
+    return _scaled(image, min(size[1] / image[0], size[0] / image[1]))
+
+
+def _scaled(image: tuple[int, int], ratio: float) -> tuple[int, int]:
+    return max(1, round(image[0] * ratio)), max(1, round(image[1] * ratio))
 
 
 def _per_channel(name: str, value: float | Sequence[float], channels: int) -> np.ndarray:

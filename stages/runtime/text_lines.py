@@ -74,11 +74,16 @@ class TextLines:
         return repr(_text(self._random(index)))
 
     def __getitem__(self, index: int) -> Sample:
+        pixels, text = self.picture(index)
+        return Sample({"": _preprocessed(pixels)}, text)
+
+    def picture(self, index: int) -> tuple[np.ndarray, str]:
+        """A line as an RGB image [48, w <= 320, 3] of bytes, and its text."""
         if not 0 <= index < self.count:
             raise IndexError(index)
         random = self._random(index)
         text = _text(random)
-        return Sample({"": _preprocessed(_render(text, random))}, text)
+        return _render(text, random), text
 
     def _random(self, index: int) -> np.random.Generator:
         # In this order: a seed of several words, put first, would take the index's place.
@@ -122,7 +127,7 @@ def _text(random: np.random.Generator) -> str:
 
 
 @functools.cache
-def _fonts() -> tuple[ImageFont.FreeTypeFont, ...]:
+def fonts() -> tuple[ImageFont.FreeTypeFont, ...]:
     """The DejaVu fonts that matplotlib ships, found without importing it."""
     package = importlib.util.find_spec("matplotlib")
     if package is None or package.origin is None:
@@ -141,7 +146,7 @@ def _render(text: str, random: np.random.Generator) -> np.ndarray:
     The ranges make FP32 read about nine lines in ten. Low contrast and rotation are what quantized models stumble over most;
     blur and small print are as hard for FP32.
     """
-    font = _fonts()[random.integers(len(FONTS))]
+    font = fonts()[random.integers(len(FONTS))]
     left, top, right, bottom = font.getbbox(text)
     margin = random.integers(1, 5, 4)
     mask = Image.new("L", (int(right - left + margin[0] + margin[1]), int(bottom - top + margin[2] + margin[3])))
