@@ -23,9 +23,10 @@ from stages import artifacts, targets
 from stages.errors import ConfigError, UserError
 from stages.schema import Config, RangeEstimator
 from stages.validation import checked, typed
-from stages.wording import nearest, unknown
+from stages.wording import nearest, show, unknown
 
 CONF = Path("conf")
+PARAMS = Path("params.yaml")
 
 # The quantile preset's, and what the search spaces start from: always stored, so that trying them needs no other pass.
 DEFAULT_OUTLIER_PROB = 1e-4
@@ -68,6 +69,7 @@ def compose(overrides: Sequence[str] = ()) -> dict[str, Any]:
     except yaml.YAMLError as error:
         raise ConfigError(_yaml_error(error)) from None
     assert isinstance(values, dict)
+    _check_experiment(overrides)
     return {str(key): value for key, value in values.items()}
 
 
@@ -139,6 +141,27 @@ def _user_code(sections: Sequence[object]) -> dict[str, str]:
     files = {path for section in sections for path in targets.source_files(section)}
     own = sorted(path.resolve().relative_to(root) for path in files if path.resolve().is_relative_to(root))
     return {path.as_posix(): artifacts.file_sha256(path) for path in own if path.parts[0] != "stages" and "site-packages" not in path.parts}
+
+
+def _check_experiment(overrides: Sequence[str]) -> None:
+    """Refuse an experiment of which params.yaml, coming later, would hide one half: the rest makes no sense without it."""
+    given = dict(override.split("=", 1) for override in overrides if "=" in override)
+    chosen = _choices(PARAMS)
+    name = given.get("experiment", chosen.get("experiment"))
+    for group, option in _choices(CONF / "experiment" / f"{name}.yaml").items():
+        if group not in given and chosen.get(group, option) != option:
+            raise ConfigError(
+                f"defaults: 'override /{group}: {chosen[group]}' in {PARAMS} hides what the experiment '{name}' chooses, {show(option)}; "
+                "expected only one of them: remove that line, or the experiment"
+            )
+
+
+def _choices(path: Path) -> dict[str, Any]:
+    """The options that the `override /group: option` lines of a file choose."""
+    content = yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else None
+    entries = content.get("defaults") if isinstance(content, dict) else None
+    pairs = [pair for entry in entries or () if isinstance(entry, dict) for pair in entry.items()]
+    return {str(key).removeprefix("override /"): option for key, option in pairs if str(key).startswith("override /")}
 
 
 def _no_such_option(config_name: str | None, options: Sequence[str] | None, message: str) -> str:

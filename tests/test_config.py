@@ -241,7 +241,7 @@ def test_overrides_come_after_params(resolve: Resolve) -> None:
     ("override", "words"),
     [
         ("quantization.presett=mixed", ("quantization.presett", "'mixed'", "did you mean 'preset'")),
-        ("metric=texts", ("metric", "'texts'", "accuracy, mean_iou")),
+        ("metric=texts", ("metric", "'texts'", "accuracy, mean_average_precision")),
         ("quantization.preset==", ("quantization.preset==",)),
         ("sede=1", ("sede", "did you mean 'seed'")),
     ],
@@ -255,11 +255,14 @@ def test_wrong_override(resolve: Resolve, override: str, words: tuple[str, ...])
 
 def test_every_option_of_every_group_is_valid(resolve: Resolve, project: Project) -> None:
     # What a user has to give, per option.
-    project.write("data/images/cat/1.png", "")
+    for path in ("data/images/cat/1.png", "data/text_direction/0/1.png", "data/pages/1.png", "data/topics.npz", "models/topics.xml"):
+        project.write(path, "")
+    project.write("data/pages/annotations.json", "{}")
     given = {
         "model: local": "model: {path: params.yaml}",
         "data: arrays": "data: {calibration: {path: params.yaml}}",
         "data: image_folder": "data: {calibration: {path: data/images}, validation: {path: data/images}}",
+        "data: coco": "data: {calibration: {path: data/pages, annotations: data/pages/annotations.json}}",
         "data: custom": "data: {calibration: {_target_: stages.runtime.text_lines.TextLines, count: 3}}",
         "tracking: server": "tracking: {tracking_uri: 'http://localhost:5000'}",
     }
@@ -270,8 +273,26 @@ def test_every_option_of_every_group_is_valid(resolve: Resolve, project: Project
     }
     for path in sorted((project.root / "conf").glob("*/*.yaml")):
         choice = f"{path.parent.name}: {path.stem}"
-        others = [other for other in EXAMPLE if not other.startswith(f"{path.parent.name}:")]
+        chosen = yaml.safe_load(path.read_text()).get("defaults", []) if path.parent.name == "experiment" else []
+        set_by_it = [path.parent.name, *(key.removeprefix("override /") for entry in chosen for key in entry)]
+        others = [other for other in EXAMPLE if other.split(":")[0] not in set_by_it]
         resolve(given.get(choice, ""), *others, choice)
+
+
+def test_an_experiment_is_not_half_hidden(resolve: Resolve, project: Project) -> None:
+    project.write(
+        "conf/experiment/mine.yaml", "# @package _global_\ndefaults: [override /metric: accuracy]\nquantization: {preset: mixed}\n"
+    )
+    with pytest.raises(
+        ConfigError, match=r"^defaults: 'override /metric: text' in params.yaml hides what the experiment 'mine' chooses, 'accuracy'"
+    ):
+        resolve("", *EXAMPLE, "experiment: mine")
+    with pytest.raises(ConfigError, match="hides what the experiment 'mine' chooses"):
+        resolve("", *EXAMPLE, overrides=("experiment=mine",))
+    config = resolve("", *EXAMPLE[:2], "experiment: mine")
+    assert (list(config.metric), config.quantization.preset) == (["accuracy"], "mixed")
+    # What is asked for on the command line is no accident.
+    assert list(resolve("", *EXAMPLE, overrides=("experiment=mine", "metric=top_k")).metric) == ["top_1", "top_5"]
 
 
 def test_image_folder_validation_follows_calibration(resolve: Resolve, project: Project) -> None:

@@ -54,7 +54,7 @@ def test_detection_with_coco_metrics(project: Project, monkeypatch: pytest.Monke
 
 
 def by_pycocotools(root: Path) -> float:
-    """pycocotools' AP of the INT8 model on the validation pages, straight from the annotation file and the model's output."""
+    """The AP that pycocotools gives for the INT8 model on the validation pages, from the annotation file and the model's output."""
     import contextlib
     import io
 

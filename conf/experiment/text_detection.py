@@ -1,6 +1,6 @@
 """Detection: pages of text with COCO annotations, and how the detector's output becomes boxes.
 
-    python -m conf.experiment.text_detection data/pages 100
+Run as: python -m conf.experiment.text_detection data/pages 100
 """
 
 import json

