@@ -255,8 +255,8 @@ def test_wrong_override(resolve: Resolve, override: str, words: tuple[str, ...])
 
 def test_every_option_of_every_group_is_valid(resolve: Resolve, project: Project) -> None:
     # What a user has to give, per option.
-    for path in ("data/images/cat/1.png", "data/text_direction/0/1.png", "data/pages/1.png", "data/topics.npz", "models/topics.xml"):
-        project.write(path, "")
+    for file in ("data/images/cat/1.png", "data/text_direction/0/1.png", "data/pages/1.png", "data/topics.npz", "models/topics.xml"):
+        project.write(file, "")
     project.write("data/pages/annotations.json", "{}")
     given = {
         "model: local": "model: {path: params.yaml}",
@@ -273,7 +273,7 @@ def test_every_option_of_every_group_is_valid(resolve: Resolve, project: Project
     }
     for path in sorted((project.root / "conf").glob("*/*.yaml")):
         choice = f"{path.parent.name}: {path.stem}"
-        chosen = yaml.safe_load(path.read_text()).get("defaults", []) if path.parent.name == "experiment" else []
+        chosen = (yaml.safe_load(path.read_text()) or {}).get("defaults", []) if path.parent.name == "experiment" else []
         set_by_it = [path.parent.name, *(key.removeprefix("override /") for entry in chosen for key in entry)]
         others = [other for other in EXAMPLE if other.split(":")[0] not in set_by_it]
         resolve(given.get(choice, ""), *others, choice)
