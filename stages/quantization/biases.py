@@ -57,14 +57,14 @@ def tap_shares(node: Node, kernel: tuple[int, ...], input_shape: tuple[int, ...]
     shares = []
     for axis, size in enumerate(kernel):
         length, stride, dilation = input_shape[2 + axis], attributes["strides"][axis], attributes["dilations"][axis]
-        before, after = _padding(attributes, axis, length, size, stride, dilation)
+        before, after = padding(attributes, axis, length, size, stride, dilation)
         outputs = (length + before + after - dilation * (size - 1) - 1) // stride + 1
         positions = np.arange(outputs)[:, None] * stride - before + np.arange(size) * dilation
         shares.append(((positions >= 0) & (positions < length)).mean(axis=0))
     return shares
 
 
-def _padding(attributes: dict[str, Any], axis: int, length: int, size: int, stride: int, dilation: int) -> tuple[int, int]:
+def padding(attributes: dict[str, Any], axis: int, length: int, size: int, stride: int, dilation: int) -> tuple[int, int]:
     mode = attributes.get("auto_pad", "explicit")
     if mode == "valid":
         return 0, 0

@@ -19,6 +19,7 @@ from stages.quantization.plan import Plan, Quantizer, plan_to_json
 from stages.quantization.schemes import WEIGHTS
 from stages.quantization.solve import Solved, range_shape, solve
 from stages.quantization.statistics import Statistics
+from stages.quantization.tuned import Tuned
 
 
 def build(
@@ -28,15 +29,19 @@ def build(
     bias_correction: schema.BiasCorrection | None = None,
     pot_compatible: bool = False,
     corrections: Sequence[Correction] = (),
+    tuned: Tuned | None = None,
 ) -> tuple[ov.Model, Solved]:
     """A quantized copy of `model` (which stays as it is), with FakeQuantizes on weights and activations, and its numbers.
 
     corrections: of biases, found with inference (accurate_bias), where bias_correction does not ask for those that `solve` computes.
+    tuned: what layer-wise tuning found; layers that the plan quantizes as it did then get their tuned values.
     """
     clone = model.clone()
     _name_unnamed(clone, "added")  # a copy of a Pad without a value gets one
     graph = read_graph(clone)
     solved = solve(graph, statistics, plan, bias_correction, pot_compatible).with_corrections(corrections)
+    if tuned is not None:
+        solved = tuned.fitting(plan).applied(solved)
     for name, value in solved.weights.items():
         _replace_constant(graph.by_name[name], value)
     for quantizer in plan.quantizers:
@@ -66,7 +71,7 @@ def _quantize_weights(graph: Graph, quantizer: Quantizer, solved: Solved) -> Non
     place = quantizer.consumers[0]
     reader = graph.by_name[place.name].operation.input(place.port)
     constant = graph.by_name[quantizer.source.name]
-    value = solved.weights.get(constant.name, constant_value(constant))
+    value = solved.own_weights.get(quantizer.name, solved.weights.get(constant.name, constant_value(constant)))
     if quantizer.doubled:
         value = value * value.dtype.type(0.5)
     shape = tuple(reader.get_shape())

@@ -95,7 +95,7 @@ class Plan:
 def plan_to_json(plan: Plan) -> dict[str, Any]:
     """The plan as plain data."""
     return {
-        "quantizers": [_quantizer_to_json(quantizer) for quantizer in plan.quantizers],
+        "quantizers": [quantizer_to_json(quantizer) for quantizer in plan.quantizers],
         "float": [asdict(entry) for entry in plan.floats],
         "aligned": [list(pair) for pair in plan.aligned],
         "not_aligned": [asdict(pair) for pair in plan.not_aligned],
@@ -105,14 +105,16 @@ def plan_to_json(plan: Plan) -> dict[str, Any]:
 def plan_from_json(data: dict[str, Any]) -> Plan:
     """The plan that `plan_to_json` wrote; computed ranges beside it are left out."""
     return Plan(
-        tuple(_quantizer_from_json(entry) for entry in data["quantizers"]),
+        tuple(quantizer_from_json(entry) for entry in data["quantizers"]),
         tuple(Float(**entry) for entry in data["float"]),
         tuple((first, second) for first, second in data["aligned"]),
         tuple(NotAligned(**pair) for pair in data["not_aligned"]),
     )
 
 
-def _quantizer_to_json(quantizer: Quantizer) -> dict[str, Any]:
+def quantizer_to_json(quantizer: Quantizer) -> dict[str, Any]:
+    """One quantizer as plain data."""
+
     def border(entry: Border) -> dict[str, Any]:
         return {key: value for key, value in asdict(entry).items() if value is not None}
 
@@ -130,7 +132,8 @@ def _quantizer_to_json(quantizer: Quantizer) -> dict[str, Any]:
     }
 
 
-def _quantizer_from_json(data: dict[str, Any]) -> Quantizer:
+def quantizer_from_json(data: dict[str, Any]) -> Quantizer:
+    """The quantizer that `quantizer_to_json` wrote."""
     return Quantizer(
         name=data["name"],
         kind=data["kind"],

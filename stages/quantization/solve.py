@@ -56,6 +56,7 @@ class Solved:
     weights: dict[str, NDArray[np.float32]]  # by Constant name, in its shape: aligned weights
     biases: dict[str, Array]  # by operation name [C]: aligned or corrected biases
     corrections: list[Correction] = field(default_factory=list)
+    own_weights: dict[str, NDArray[np.float32]] = field(default_factory=dict)  # by quantizer name: what it quantizes instead
 
     def with_corrections(self, corrections: Sequence[Correction]) -> Solved:
         """The same with these corrections of biases besides."""
