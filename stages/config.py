@@ -78,8 +78,8 @@ def completed(config: Config) -> Config:
 
     The probabilities of quantile estimators become part of `collect_statistics`: statistics then do not depend on the
     estimators themselves. Quantiles per channel, which take a third more time, are only stored
-    where an estimator asks. Of the bias corrections only the accurate one depends on the engine. The primary metric gets
-    its name, because DVC does not see the order of keys.
+    where an estimator asks. Of the bias corrections only the accurate one depends on the engine, and so does layer-wise
+    tuning, which gets the project's seed. The primary metric gets its name, because DVC does not see the order of keys.
     """
     quantization = config.quantization
     estimators = [quantization.activations.range_estimator or RangeEstimator(), quantization.range_estimator]
@@ -94,11 +94,15 @@ def completed(config: Config) -> Config:
         channel_outlier_probs=sorted({*given.channel_outlier_probs, *wanted}),
         perchannel=given.perchannel or quantization.activations.granularity == "perchannel",
     )
-    correction = config.bias_correction
+    correction, tuning = config.bias_correction, config.layerwise_tuning
+    accurate = correction.enabled and not correction.use_fast_bias
+    if tuning.use_layerwise_tuning and tuning.seed is None:
+        tuning = dataclasses.replace(tuning, seed=config.seed)
     return dataclasses.replace(
         config,
         collect_statistics=statistics,
-        correction_engine=config.engine if correction.enabled and not correction.use_fast_bias else None,
+        layerwise_tuning=tuning,
+        correction_engine=config.engine if accurate or tuning.use_layerwise_tuning else None,
         evaluate=dataclasses.replace(config.evaluate, primary_metric=config.evaluate.primary_metric or next(iter(config.metric))),
         user_code=_user_code([config.data.calibration, config.data.validation, *config.metric.values()]),
     )

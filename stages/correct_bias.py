@@ -1,6 +1,7 @@
-"""Shift biases by the mean error that quantized weights cause, and write the corrected INT8 model.
+"""Shift biases by the mean error that quantized weights cause, tune layers if asked to, and write the corrected INT8 model.
 
-corrections.json says by which algorithm, and for every layer how far its bias moved, or why it was left alone.
+corrections.json says by which algorithm, and for every layer how far its bias moved, or why it was left alone; the same for
+layer-wise tuning. tuned.npz holds what it found, for searches that build other models from it.
 
 Examples:
     dvc repro correct_bias           # the INT8 model, without measuring it
@@ -25,9 +26,11 @@ def main(config: Config) -> dict[str, Any]:
     from stages.quantization.biases import Correction
     from stages.quantization.build import build, corrections_json, save_model
     from stages.quantization.graph import read_graph
+    from stages.quantization.layerwise import tune_layers
     from stages.quantization.plan import plan_from_json
     from stages.quantization.solve import correctable
     from stages.quantization.statistics import load
+    from stages.quantization.tuned import save_tuned
     from stages.runtime import engine
     from stages.samples import calibration_samples
 
@@ -36,8 +39,9 @@ def main(config: Config) -> dict[str, Any]:
     statistics = load(artifacts.folder("collect_statistics"))
     correction, pot_compatible = config.bias_correction, config.quantization.pot_compatible
     corrections: list[Correction] = []
+    more: dict[str, Any] = {}
     how: dict[str, Any] = {"algorithm": "FastBiasCorrection" if correction.enabled else None}
-    if config.correction_engine is not None:
+    if correction.enabled and not correction.use_fast_bias:
         samples = calibration_samples(config)
         how = {"algorithm": "BiasCorrection", "samples": used_samples(len(samples))}
         layers = correctable(read_graph(model), plan, correction.apply_for_all_nodes)
@@ -52,11 +56,30 @@ def main(config: Config) -> dict[str, Any]:
                 settings=config.correction_engine,
                 advance=advance,
             )
-    corrected, solved = build(model, statistics, plan, correction, pot_compatible, corrections)
+    tuned = None
+    tuning = config.layerwise_tuning
+    if tuning.use_layerwise_tuning:
+        with Progress(f"{NAME}: layer-wise tuning", 100, "%") as advance:
+            tuned, record = tune_layers(
+                model,
+                statistics,
+                plan,
+                tuning,
+                calibration_samples(config),
+                bias_correction=correction,
+                pot_compatible=pot_compatible,
+                corrections=corrections,
+                settings=config.correction_engine,
+                advance=advance,
+            )
+        more["layerwise_tuning"] = record.to_json()
+    corrected, solved = build(model, statistics, plan, correction, pot_compatible, corrections, tuned)
     with artifacts.writing(artifacts.folder(NAME)) as folder:
         save_model(corrected, folder)
-        artifacts.write_json(folder / "corrections.json", how | corrections_json(solved))
-    return {"corrected": sum(entry.bias is not None for entry in solved.corrections)}
+        artifacts.write_json(folder / "corrections.json", how | corrections_json(solved) | more)
+        if tuned is not None:
+            save_tuned(tuned, folder)
+    return {"corrected": sum(entry.bias is not None for entry in solved.corrections), "tuned": len(tuned.layers) if tuned else 0}
 
 
 if __name__ == "__main__":

@@ -12,12 +12,15 @@ from __future__ import annotations
 
 import os
 import platform
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from stages import artifacts
 from stages.config import create
 from stages.schema import Config
 from stages.stage import run
+
+if TYPE_CHECKING:
+    from stages.quantization.tuned import Tuned
 
 NAME = "evaluate"
 
@@ -30,6 +33,7 @@ def main(config: Config) -> dict[str, Any]:
     from stages import reports
     from stages.progress import progress
     from stages.quantization.layer_table import layer_table
+    from stages.quantization.tuned import load_tuned, with_tuned_ranges
     from stages.runtime import baseline, engine, latency
     from stages.samples import validation_samples
 
@@ -61,8 +65,10 @@ def main(config: Config) -> dict[str, Any]:
 
     quantizers = artifacts.read_json(artifacts.folder("quantize") / "quantizers.json")
     corrections = artifacts.read_json(artifacts.folder("correct_bias") / "corrections.json")
+    if (tuned := load_tuned(artifacts.folder("correct_bias"))) is not None:
+        quantizers = with_tuned_ranges(quantizers, tuned)
     order = [node.get_friendly_name() for node in models["fp32"].get_ordered_ops()]
-    rows = layer_table(quantizers, corrections, _noise(config, models["fp32"], quantizers, samples), times, order)
+    rows = layer_table(quantizers, corrections, _noise(config, models["fp32"], quantizers, tuned, samples), times, order)
     evaluation = {
         "metrics": reports.judge(values, metrics, config),
         "samples": len(samples),
@@ -86,7 +92,7 @@ def main(config: Config) -> dict[str, Any]:
     return {"samples": len(samples)}
 
 
-def _noise(config: Config, model: Any, data: dict[str, Any], samples: Any) -> dict[str, float | None]:
+def _noise(config: Config, model: Any, data: dict[str, Any], tuned: Tuned | None, samples: Any) -> dict[str, float | None]:
     """SQNR by quantizer name: of the weights by arithmetic, of the activations over the first validation samples."""
     from stages.quantization.noise import ActivationNoise, aligned_model, ranges_from_json, weight_noise
     from stages.quantization.plan import plan_from_json
@@ -98,7 +104,7 @@ def _noise(config: Config, model: Any, data: dict[str, Any], samples: Any) -> di
     plan, ranges = plan_from_json(data), ranges_from_json(data)
     if plan.aligned:
         model = aligned_model(model, load(artifacts.folder("collect_statistics")), plan)
-    noise = weight_noise(model, plan, ranges)
+    noise = weight_noise(model, plan, ranges, tuned.weights() if tuned else None)
     activations = ActivationNoise(model, plan, ranges)
     if activations.names:
         compiled = engine.compile(activations.model, config.engine, "f32")

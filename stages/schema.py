@@ -238,10 +238,11 @@ class LayerwiseTuning:
     weight_decay: float = param(0.0, "pull of everything that is tuned back to where it started, added to the gradient", low=0.0)
     calibration_indices_pool: int = param(300, "how many calibration samples to learn from, drawn by seed", low=1)
     positions_per_sample: int = param(8, "output positions of a layer that are sampled from each of them", low=1)
-    num_samples_for_tuning: int = param(51200, "sampled positions that a layer sees in all, again and again", low=1)
+    num_samples_for_tuning: int = param(12800, "sampled positions that a layer sees in all, again and again", low=1)
     batch_size: int = param(256, "sampled positions per step", low=1)
     use_only_fp_inputs: bool = param(
-        True, "layers learn from the floating-point model's inputs; false: from those of the quantized model before tuning"
+        True,
+        "layers learn from the floating-point model's inputs; false: from the quantized model's, layer after layer, which takes longer",
     )
     seed: int | None = param(None, "seed of what is drawn; null: the project's", low=0)
 
@@ -304,6 +305,6 @@ class Config:
     cluster: Cluster = param(Cluster, "where searches evaluate")
     tracking: Tracking = param(Tracking, "MLflow")
     correction_engine: Engine | None = param(
-        None, "the section `engine` where the accurate BiasCorrection runs, null where nothing does; computed, not set"
+        None, "the section `engine` where the accurate BiasCorrection or layer-wise tuning runs, null where nothing does; computed, not set"
     )
     user_code: dict[str, str] = param(dict, "SHA-256 of the project's own Python files that a `_target_` names; computed, not set")

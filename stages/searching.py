@@ -65,7 +65,7 @@ def base_candidate(config: Config) -> Base:
     """The model of the stage `correct_bias` as a candidate, so that searches need not evaluate it."""
     plan = plan_from_json(artifacts.read_json(artifacts.folder("quantize") / "quantizers.json"))
     corrections: tuple[Correction, ...] = ()
-    if config.correction_engine is not None:  # found with inference
+    if config.bias_correction.enabled and not config.bias_correction.use_fast_bias:  # found with inference
         corrections = read_corrections(artifacts.read_json(artifacts.folder("correct_bias") / "corrections.json"))
     candidate = Candidate(plan, config.bias_correction, corrections, label=f"{config.quantization.preset} preset")
     return Base(candidate, evaluated("int8", list(config.metric)))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
+from statistics import median
 from typing import Any
 
 from stages import artifacts
@@ -34,6 +35,7 @@ def summary(config: Config) -> str:
         *_quantized(quantizers, rows),
         *_alignment(quantizers),
         *_biases(config, corrections),
+        *_tuning(corrections),
         *_effort(),
     ]
     return "\n".join(lines)
@@ -123,6 +125,19 @@ def _biases(config: Config, corrections: dict[str, Any]) -> list[str]:
     left = left_biases(corrections)
     how = f"by {corrections['algorithm']}" + (f" on {corrections['samples']} samples" if "samples" in corrections else "")
     return [f"biases: {len(corrections['corrected'])} corrected {how}, {len(left)} left", *_listing(left, shares=False)]
+
+
+def _tuning(corrections: dict[str, Any]) -> list[str]:
+    """What layer-wise tuning did to the layers, and what had to be collected for it."""
+    if "layerwise_tuning" not in corrections:
+        return []
+    tuning = corrections["layerwise_tuning"]
+    shares = [entry["loss_after"] / entry["loss_before"] for entry in tuning["tuned"]]
+    smaller = f", their squared error {100 - 100 * median(shares):.0f} % smaller (median)" if shares else ""
+    passes = f"{tuning['passes']} more passes" if tuning["passes"] != 1 else "one more pass"
+    collected = f"{passes} over {tuning['samples']} samples collected inputs and outputs of layers, of which statistics hold only means"
+    left = [Left(entry["name"], entry["type"], entry["reason"], 0.0) for entry in tuning["left"]]
+    return [f"layer-wise tuning: {len(shares)} layers{smaller}, {len(left)} left; {collected}", *_listing(left, shares=False)]
 
 
 def _listing(left: Sequence[Left], *, shares: bool) -> list[str]:

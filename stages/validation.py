@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 
 from stages import targets
 from stages.errors import ConfigError
-from stages.schema import MISSING, Cluster, Config, Estimator, Ignored, Model, RangeEstimator, Scheme, Tracking
+from stages.schema import MISSING, Cluster, Config, Estimator, Ignored, LayerwiseTuning, Model, RangeEstimator, Scheme, Tracking
 from stages.wording import nearest, show, unknown
 
 T = TypeVar("T")
@@ -38,6 +38,7 @@ def checked(values: object) -> Config:
     _check_data(config)
     _check_metric(config)
     _check_quantization(config)
+    _check_layerwise_tuning(config.layerwise_tuning)
     _check_target_device(config)
     _check_cluster(config.cluster)
     _check_tracking(config.tracking)
@@ -297,6 +298,18 @@ def _check_ignored(ignored: Ignored) -> None:
                 re.compile(name.removeprefix("re:"))
             except re.error as error:
                 raise refused(f"quantization.ignored.scope[{index}]", name, f"re: and a regular expression ({error})") from None
+
+
+def _check_layerwise_tuning(tuning: LayerwiseTuning) -> None:
+    if not tuning.use_layerwise_tuning:
+        return
+    key = "layerwise_tuning"
+    if tuning.batch_size > tuning.num_samples_for_tuning:
+        limit = f"at most {key}.num_samples_for_tuning, which is {tuning.num_samples_for_tuning}"
+        raise refused(f"{key}.batch_size", tuning.batch_size, limit)
+    rates = dataclasses.asdict(tuning.learning_rate)
+    if not any(rates.values()):
+        raise refused(f"{key}.learning_rate", rates, f"some rate above 0, as {key}.use_layerwise_tuning is true")
 
 
 # ------------------------------------------------------------------------------------------------ device, tracking

@@ -16,6 +16,7 @@ from stages import schema
 from stages.quantization.biases import Correction
 from stages.quantization.graph import Graph, Node, bias_add, bias_constant_port, constant_value, output_channel_axis, read_graph
 from stages.quantization.plan import Plan, Quantizer, plan_to_json
+from stages.quantization.ranges import range_json
 from stages.quantization.schemes import WEIGHTS
 from stages.quantization.solve import Solved, range_shape, solve
 from stages.quantization.statistics import Statistics
@@ -148,10 +149,8 @@ def quantizers_json(plan: Plan, solved: Solved, preset: str, target_device: str)
     """The plan with the computed ranges: what `quantizers.json` holds."""
     data = plan_to_json(plan)
     for entry, quantizer in zip(data["quantizers"], plan.quantizers, strict=True):
-        low, high = (np.asarray(border, np.float32).reshape(-1).tolist() for border in solved.ranges[quantizer.name])
-        entry |= {"levels": quantizer.scheme.levels(quantizer.kind), "input_low": low, "input_high": high}
-        if quantizer.doubled:
-            entry |= {"output_low": [2 * value for value in low], "output_high": [2 * value for value in high]}
+        entry["levels"] = quantizer.scheme.levels(quantizer.kind)
+        entry |= range_json(solved.ranges[quantizer.name], quantizer.doubled)
     return {"preset": preset, "target_device": target_device, **data}
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -116,6 +117,8 @@ def _convolution_rows(
         indices.append(np.clip(index, 0, length - 1).reshape(spread))
     batch = batch.reshape(-1, *[1] * len(kernel))
     # Indices around the channels' slice: their axes come first, [rows, kernel..., I].
-    patches = source[(batch, slice(None), *indices)] * inside[..., None]
+    around: tuple[Any, ...] = (batch, slice(None), *indices)
+    patches = source[around] * inside[..., None]
     patches = np.moveaxis(patches, -1, 1)
-    return patches.reshape(*patches.shape[:2], -1), output[(batch.reshape(-1), slice(None), *place)]
+    at: tuple[Any, ...] = (batch.reshape(-1), slice(None), *place)
+    return patches.reshape(*patches.shape[:2], -1), output[at]

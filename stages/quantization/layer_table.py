@@ -14,6 +14,7 @@ One row per layer and input port. Columns, the same for every model; MLflow comp
     runs_as         the runtime's kernel, or `in NAME` where the layer is fused into another one
     bias            for weights: corrected, or why the layer's bias was left alone
     alignment       for weights: the layer before, if channels were aligned with it or why they were not
+    tuned_loss      for weights: what layer-wise tuning left of the layer's mean squared error, as a share; null: not tuned
     type            operation type
     port            input port; null where the whole operation stays float
     float_reason    why the input, or the whole operation, stays float
@@ -42,6 +43,7 @@ COLUMNS = (
     "runs_as",
     "bias",
     "alignment",
+    "tuned_loss",
     "type",
     "port",
     "float_reason",
@@ -74,6 +76,8 @@ def layer_table(
     biases |= {entry["name"]: f"left: {entry['reason']}" for entry in corrections["left"]}
     alignments = {second: f"aligned with {first}" for first, second in quantizers["aligned"]}
     alignments |= {pair["second"]: f"not with {pair['first']}: {pair['reason']}" for pair in quantizers["not_aligned"]}
+    tuning = corrections.get("layerwise_tuning", {}).get("tuned", [])
+    tuned = {entry["name"]: round(entry["loss_after"] / entry["loss_before"], 4) for entry in tuning}
     served = Counter((layer["name"], layer["port"]) for entry in quantizers["quantizers"] for layer in entry["layers"])
     rows = []
     for entry in quantizers["quantizers"]:
@@ -86,6 +90,7 @@ def layer_table(
             row["sqnr_db"] = noise.get(entry["name"])
             if entry["kind"] == "weights":
                 row["bias"], row["alignment"] = biases.get(layer["name"]), alignments.get(layer["name"])
+                row["tuned_loss"] = tuned.get(layer["name"])
             rows.append(row)
     rows += [
         _row(entry["name"], entry["type"], entry["port"], "float") | {"float_reason": entry["reason"]} for entry in quantizers["float"]

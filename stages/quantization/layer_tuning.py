@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -255,8 +255,8 @@ class _Optimizer:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._steps = 0
-        self._means: dict[str, Array] = {}
-        self._squares: dict[str, Array] = {}
+        self._means: dict[str, NDArray[Any]] = {}
+        self._squares: dict[str, NDArray[Any]] = {}
 
     def step(self, changes: Changes, gradients: Changes, rate: float) -> Changes:
         """The next changes. rate: factor on all learning rates."""
@@ -271,10 +271,11 @@ class _Optimizer:
         gradient: Array = getattr(gradients, name) + np.float32(self._settings.weight_decay) * value
         if self._settings.optimizer == "SGD":
             return value - np.float32(learning_rate) * gradient
-        mean = self._means.get(name, np.float32(0)) * np.float32(ADAM_DECAY) + np.float32(1 - ADAM_DECAY) * gradient
-        squares = self._squares.get(name, np.float32(0)) * np.float32(ADAM_DECAY_SQUARES)
+        mean = self._means.get(name, np.zeros_like(value)) * np.float32(ADAM_DECAY) + np.float32(1 - ADAM_DECAY) * gradient
+        squares: NDArray[Any] = self._squares.get(name, np.zeros_like(value)) * np.float32(ADAM_DECAY_SQUARES)
         squares = squares + np.float32(1 - ADAM_DECAY_SQUARES) * np.square(gradient)
         self._means[name], self._squares[name] = mean, squares
         unbiased = mean / np.float32(1 - ADAM_DECAY**self._steps)
         spread = np.sqrt(squares / np.float32(1 - ADAM_DECAY_SQUARES**self._steps)) + np.float32(ADAM_SMALLEST)
-        return value - np.float32(learning_rate) * unbiased / spread
+        moved: NDArray[Any] = value - np.float32(learning_rate) * unbiased / spread
+        return moved

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import zlib
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -38,6 +38,7 @@ from stages.runtime.datasets import Sample
 
 STORED_BYTES = 1 << 28  # of the rows of the layers that are tuned together
 TENSOR_BYTES = 1 << 26  # of these layers' inputs and outputs in one inference; a few inferences run at once
+LAYER_COST = 10  # of tuning a layer, in inferences, for the progress
 
 
 @dataclass(frozen=True)
@@ -46,10 +47,34 @@ class LayerTuning:
 
     name: str
     type: str
-    rows: int = 0
+    rows: int | None = None
     loss_before: float | None = None
     loss_after: float | None = None
     reason: str | None = None
+
+
+@dataclass(frozen=True)
+class Record:
+    """What layer-wise tuning did.
+
+    Attributes:
+        samples: Number of calibration samples that it learned from.
+        passes: How often these were run.
+        layers: In topological order.
+    """
+
+    samples: int
+    passes: int
+    layers: list[LayerTuning]
+
+    def to_json(self) -> dict[str, Any]:
+        """Per layer the loss before and after, or why it was left alone: a part of corrections.json."""
+        tuned: list[dict[str, Any]] = []
+        left: list[dict[str, Any]] = []
+        for entry in self.layers:
+            values = {key: value for key, value in asdict(entry).items() if value is not None}
+            (left if entry.reason else tuned).append(values)
+        return {"samples": self.samples, "passes": self.passes, "tuned": tuned, "left": left}
 
 
 @dataclass(frozen=True)
@@ -74,12 +99,6 @@ class _Subject:
         return self.layout.node.name
 
 
-def used_samples(samples: int, config: schema.LayerwiseTuning) -> list[int]:
-    """The numbers of the calibration samples to learn from: `calibration_indices_pool` of them, drawn by seed."""
-    size = min(samples, config.calibration_indices_pool)
-    return sorted(int(index) for index in np.random.default_rng(config.seed).permutation(samples)[:size])
-
-
 def tune_layers(
     model: ov.Model,
     statistics: Statistics,
@@ -91,14 +110,15 @@ def tune_layers(
     pot_compatible: bool = False,
     corrections: Sequence[Correction] = (),
     settings: schema.Engine | None = None,
-    advance: Callable[[int], object] = lambda layers: None,
-) -> tuple[Tuned, list[LayerTuning]]:
-    """Tune what `build` makes of the same arguments; its `tuned`, and for every layer what came of it, in topological order.
+    advance: Callable[[int], object] = lambda percent: None,
+) -> tuple[Tuned, Record]:
+    """Tune what `build` makes of the same arguments: its `tuned`, and what came of every layer.
 
     Args:
-        samples: all calibration samples, bound to the model; `used_samples` of them are run.
+        config: with a seed.
+        samples: all calibration samples, bound to the model; those of `config.calibration_indices_pool` are run.
         settings: how to run the models, always in f32.
-        advance: called with the number of layers that are done.
+        advance: called with the percents of the work that are done.
 
     Raises:
         UserError: the model keeps a state between inferences, or computes values that are not finite.
@@ -106,14 +126,15 @@ def tune_layers(
     graph = read_graph(model)
     if graph.of_type(["ReadValue"]):
         raise UserError(
-            "the model keeps a state (ReadValue), so that samples cannot be run one by one: set layerwise_tuning.use_layerwise_tuning to false"
+            "the model keeps a state (ReadValue), so that samples cannot be run one by one:"
+            " set layerwise_tuning.use_layerwise_tuning to false"
         )
-    chosen = [samples[index] for index in used_samples(len(samples), config)]
+    chosen = _Chosen(samples, config)
 
-    def quantized(tuned: Tuned | None = None) -> tuple[ov.Model, Solved]:
-        return build(model, statistics, plan, bias_correction, pot_compatible, corrections, tuned)
+    def quantized(tuned: Sequence[TunedLayer]) -> tuple[ov.Model, Solved]:
+        return build(model, statistics, plan, bias_correction, pot_compatible, corrections, Tuned(tuple(tuned)))
 
-    _, solved = quantized()
+    _, solved = quantized([])
     results: dict[str, LayerTuning] = {}
     subjects = []
     for node, quantizer in correctable(graph, plan, all_nodes=False):
@@ -121,34 +142,52 @@ def tune_layers(
         results[node.name] = LayerTuning(node.name, node.type, reason=subject if isinstance(subject, str) else None)
         if isinstance(subject, _Subject):
             subjects.append(subject)
-    advance(len(results) - len(subjects))
-    aligned = aligned_model(model, statistics, plan)
     levels = [subjects] if config.use_only_fp_inputs else _levels(graph, subjects)
+    groups = [group for level in levels for group in _groups(level, statistics, len(chosen))]
+    worked = _Percent(len(groups) * len(chosen) + len(subjects) * LAYER_COST, advance)
+    aligned = aligned_model(model, statistics, plan)
     tuned: list[TunedLayer] = []
-    for group in (group for level in levels for group in _groups(level, statistics, len(chosen))):
-        sources = None if config.use_only_fp_inputs else quantized(Tuned(tuple(tuned)))[0]
-        for subject, rows in zip(group, _collected(group, aligned, sources, chosen, config, settings or schema.Engine()), strict=True):
-            found, result = _tuned(subject, rows, plan, config)
+    for group in groups:
+        sources = None if config.use_only_fp_inputs else quantized(tuned)[0]
+        rows = _collected(group, aligned, sources, chosen, settings or schema.Engine(), worked)
+        for subject, own in zip(group, rows, strict=True):
+            found, results[subject.name] = _tuned(subject, own, plan, config)
             tuned += found
-            results[subject.name] = result
-            advance(1)
-    return Tuned(tuple(tuned)), list(results.values())
+            worked(LAYER_COST)
+    return Tuned(tuple(tuned)), Record(len(chosen), len(groups), list(results.values()))
 
 
-def tuning_json(results: Sequence[LayerTuning], samples: int) -> dict[str, Any]:
-    """Per layer the mean squared error before and after, or why it was left: what `layerwise.json` holds."""
-    tuned = [
-        {"name": entry.name, "type": entry.type, "rows": entry.rows, "loss_before": entry.loss_before, "loss_after": entry.loss_after}
-        for entry in results
-        if entry.reason is None
-    ]
-    left = [
-        {"name": entry.name, "type": entry.type, "reason": entry.reason}
-        | ({} if entry.loss_before is None else {"rows": entry.rows, "loss": entry.loss_before})
-        for entry in results
-        if entry.reason is not None
-    ]
-    return {"samples": samples, "tuned": tuned, "left": left}
+class _Chosen:
+    """The calibration samples to learn from: some of them, drawn by seed, in their order. Each is read when it is asked for."""
+
+    def __init__(self, samples: Sequence[Sample], config: schema.LayerwiseTuning) -> None:
+        order = np.random.default_rng(_seed(config)).permutation(len(samples))
+        self._samples = samples
+        self._indices = sorted(int(index) for index in order[: config.calibration_indices_pool])
+        self.seed = _seed(config)
+
+    def __len__(self) -> int:
+        return len(self._indices)
+
+    def __iter__(self) -> Iterator[Sample]:
+        return (self._samples[index] for index in self._indices)
+
+
+class _Percent:
+    """Turns units of work into percents."""
+
+    def __init__(self, total: int, advance: Callable[[int], object]) -> None:
+        self._total, self._done, self._advance = total, 0, advance
+
+    def __call__(self, count: int) -> None:
+        before = 100 * self._done // self._total
+        self._done += count
+        self._advance(100 * self._done // self._total - before)
+
+
+def _seed(config: schema.LayerwiseTuning) -> int:
+    assert config.seed is not None, "the stage config fills it in"
+    return config.seed
 
 
 # ------------------------------------------------------------------------------------------------------ what is tuned
@@ -265,25 +304,25 @@ def _collected(
     group: Sequence[_Subject],
     aligned: ov.Model,
     quantized: ov.Model | None,
-    samples: Sequence[Sample],
-    config: schema.LayerwiseTuning,
+    samples: _Chosen,
     settings: schema.Engine,
+    worked: Callable[[int], None],
 ) -> list[Rows]:
     """The rows of some layers, in one pass. quantized: the model whose inputs they get, if not those of the aligned one."""
     nodes = [subject.layout.node for subject in group]
-    targets = _outputs_of(aligned, nodes, inputs=quantized is None, outputs=True)
-    runs = [engine.infer(engine.compile(targets, settings, "f32"), samples)]
+    models = [_outputs_of(aligned, nodes, inputs=quantized is None, outputs=True)]
     if quantized is not None:
-        sources = _outputs_of(quantized, nodes, inputs=True, outputs=False)
-        runs.append(engine.infer(engine.compile(sources, settings, "f32"), samples))
+        models.append(_outputs_of(quantized, nodes, inputs=True, outputs=False))
+    runs = [engine.infer(engine.compile(model, settings, "f32"), samples) for model in models]
     parts: list[list[Rows]] = [[] for _ in group]
     for sample, values in enumerate(zip(*runs, strict=True)):
-        outputs = values[0][-len(group) :]
-        for subject, part, source, output in zip(group, parts, values[-1], outputs, strict=False):
-            rows = _rows(subject, source, output, sample, config.seed)
+        sources, outputs = values[-1][: len(group)], values[0][-len(group) :]
+        for subject, part, source, output in zip(group, parts, sources, outputs, strict=True):
+            rows = _rows(subject, source, output, sample, samples.seed)
             if not (np.isfinite(rows.inputs).all() and np.isfinite(rows.outputs).all()):
                 raise UserError(f"the model computes values that are not finite at {subject.name} for calibration sample {sample}")
             part.append(rows)
+        worked(1)
     return [joined(part) for part in parts]
 
 
@@ -331,7 +370,7 @@ def _tuned(subject: _Subject, rows: Rows, plan: Plan, config: schema.LayerwiseTu
     name, kind = subject.name, subject.layout.node.type
     if len(rows) < 2:
         return [], LayerTuning(name, kind, len(rows), reason="the samples have only one row of it")
-    generator = np.random.default_rng([config.seed, zlib.crc32(name.encode())])
+    generator = np.random.default_rng([_seed(config), zlib.crc32(name.encode())])
     rates = config.learning_rate
     settings = Settings(
         config.optimizer,
@@ -349,12 +388,11 @@ def _tuned(subject: _Subject, rows: Rows, plan: Plan, config: schema.LayerwiseTu
         return [], LayerTuning(name, kind, len(rows), outcome.loss_before, reason=reason)
     layer, layout = outcome.layer, subject.layout
     canonical = layer.weights.reshape(layout.value().shape)
-    shrunk = np.float32(0.5 if layer.doubled else 1.0)
     found = TunedLayer(
         name,
         subject.quantizer,
         layout.restored(canonical),
-        _range(layer.weight_grid, shrunk),
+        _range(layer.weight_grid, 0.5 if layer.doubled else 1.0),
         layer.bias.reshape(-1).astype(np.float64),
         subject.own,
         _range(layer.input_grid) if subject.own is not None and layer.input_grid is not None else None,
@@ -363,7 +401,7 @@ def _tuned(subject: _Subject, rows: Rows, plan: Plan, config: schema.LayerwiseTu
     return [found], LayerTuning(name, kind, len(rows), outcome.loss_before, outcome.loss_after)
 
 
-def _range(grid: Grid, factor: np.float32 = np.float32(1.0)) -> Range:
-    """A grid's borders as a range: scalars, or [C]."""
-    low, high = ((border * factor).reshape(-1).astype(np.float64) for border in (grid.low, grid.high))
+def _range(grid: Grid, factor: float = 1.0) -> Range:
+    """A grid's borders times a factor as a range: scalars, or [C]."""
+    low, high = ((border * np.float32(factor)).reshape(-1).astype(np.float64) for border in (grid.low, grid.high))
     return Range(low, high) if low.size > 1 else Range(low.reshape(()), high.reshape(()))

@@ -46,14 +46,20 @@ def decibels(signal: float, noise: float) -> float | None:
     return round(10.0 * float(np.log10(signal / noise)), 2) if signal > 0 and noise > 0 else None
 
 
-def weight_noise(model: ov.Model, plan: Plan, ranges: Mapping[str, Range]) -> dict[str, float | None]:
-    """SQNR in dB of the weight quantizers of a floating-point model, by quantizer name."""
+def weight_noise(
+    model: ov.Model, plan: Plan, ranges: Mapping[str, Range], tuned: Mapping[str, NDArray[np.float32]] | None = None
+) -> dict[str, float | None]:
+    """SQNR in dB of the weight quantizers of a floating-point model, by quantizer name.
+
+    tuned: by quantizer name, the weights that it quantizes in place of the model's.
+    """
     graph = read_graph(model)
     noise: dict[str, float | None] = {}
     for quantizer in plan.quantizers:
         if quantizer.kind == WEIGHTS:
             weights = constant_value(quantized_constant(graph, quantizer)).astype(np.float64)
-            error = dequantized_weights(graph, quantizer, weights, ranges[quantizer.name]) - weights
+            stored = (tuned or {}).get(quantizer.name, weights)
+            error = dequantized_weights(graph, quantizer, stored, ranges[quantizer.name]) - weights
             noise[quantizer.name] = decibels(float(np.sum(weights**2)), float(np.sum(error**2)))
     return noise
 

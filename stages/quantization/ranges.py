@@ -25,6 +25,15 @@ class Range(NamedTuple):
     high: Array
 
 
+def range_json(borders: Range, doubled: bool) -> dict[str, list[float]]:
+    """A FakeQuantize's borders as plain data. doubled: its output range is twice its input range (saturation fix)."""
+    low, high = (np.asarray(border, np.float32).reshape(-1).tolist() for border in borders)
+    data = {"input_low": low, "input_high": high}
+    if doubled:
+        data |= {"output_low": [2 * value for value in low], "output_high": [2 * value for value in high]}
+    return data
+
+
 def widen_small_channels(high: Array) -> Array:
     """No channel gets less than 1 % of the widest channel's range, nor less than the smallest range."""
     return np.maximum(high, max(SMALLEST_RANGE, SMALLEST_SHARE * float(np.max(high))))

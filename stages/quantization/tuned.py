@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from stages.errors import UserError
 from stages.quantization.plan import Plan, Quantizer, quantizer_from_json, quantizer_to_json
-from stages.quantization.ranges import Range
+from stages.quantization.ranges import Range, range_json
 from stages.quantization.solve import Solved
 
 FORMAT = 1
@@ -69,6 +69,10 @@ class Tuned:
             fitting.append(layer)
         return Tuned(tuple(fitting))
 
+    def weights(self) -> dict[str, NDArray[np.float32]]:
+        """The tuned weights by the name of their quantizer."""
+        return {layer.quantizer.name: layer.weights for layer in self.layers}
+
     def ranges(self) -> dict[str, Range]:
         """The tuned ranges by quantizer name."""
         return dict(self._ranges())
@@ -84,7 +88,7 @@ class Tuned:
         return replace(
             solved,
             ranges=solved.ranges | self.ranges(),
-            own_weights=solved.own_weights | {layer.quantizer.name: layer.weights for layer in self.layers},
+            own_weights=solved.own_weights | self.weights(),
             biases=solved.biases | {layer.name: layer.bias for layer in self.layers},
         )
 
@@ -92,6 +96,16 @@ class Tuned:
 def alignment_of(name: str, plan: Plan) -> tuple[tuple[str, str], ...]:
     """The aligned pairs that an operation is in."""
     return tuple(pair for pair in plan.aligned if name in pair)
+
+
+def with_tuned_ranges(quantizers: dict[str, Any], tuned: Tuned) -> dict[str, Any]:
+    """The content of quantizers.json with the ranges that tuning found."""
+    ranges = tuned.ranges()
+    entries = [
+        entry | range_json(ranges[entry["name"]], entry["doubled"]) if entry["name"] in ranges else entry
+        for entry in quantizers["quantizers"]
+    ]
+    return quantizers | {"quantizers": entries}
 
 
 def save_tuned(tuned: Tuned, folder: Path) -> None:
