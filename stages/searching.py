@@ -11,6 +11,8 @@ from stages.errors import UserError
 from stages.quantization.biases import Correction
 from stages.quantization.plan import plan_from_json
 from stages.quantization.statistics import load
+from stages.quantization.tuned import FILE as TUNED_FILE
+from stages.quantization.tuned import load_tuned
 from stages.runtime import baseline, engine
 from stages.samples import calibration_samples, validation_samples
 from stages.schema import Config
@@ -39,12 +41,14 @@ def make_problem(config: Config, *, calibration: bool = False) -> Problem:
     metrics = {name: create(config.metric[name], f"metric.{name}") for name in names}
     for metric in metrics.values():
         metric.bind(model)
+    tuned_file = artifacts.folder("correct_bias") / TUNED_FILE
     identity = [
         baseline.baseline_key(config, metrics.values()),
         [artifacts.file_sha256(statistics / name) for name in ("statistics.npz", "index.json")],
         artifacts.read_json(prepare / "dataset.json")["calibration"]["sha256"],
         dataclasses.asdict(config.engine),
         config.quantization.pot_compatible,
+        tuned_file.exists() and artifacts.file_sha256(tuned_file),
         code_key(),
     ]
     return Problem(
@@ -58,6 +62,7 @@ def make_problem(config: Config, *, calibration: bool = False) -> Problem:
         pot_compatible=config.quantization.pot_compatible,
         fp32=evaluated("fp32", names),
         calibration=calibration_samples(config) if calibration else None,
+        tuned=load_tuned(artifacts.folder("correct_bias")),
     )
 
 

@@ -136,6 +136,16 @@ def test_broken_yaml_in_conf_names_file_and_line(project: Project) -> None:
 # ------------------------------------------------------------------------------------------------ in this process
 
 REFUSED: dict[str, tuple[str, ...]] = {
+    "layerwise_tuning: {use_layerwise_tuning: true, batch_size: 100, num_samples_for_tuning: 50}": (
+        "layerwise_tuning.batch_size",
+        "100",
+        "50",
+    ),
+    "layerwise_tuning: {use_layerwise_tuning: true, learning_rate: {weights: 0, bias: 0, weight_fq: 0, input_fq: 0}}": (
+        "layerwise_tuning.learning_rate",
+        "some rate above 0",
+    ),
+    "layerwise_tuning: {optimizer: RMSprop}": ("layerwise_tuning.optimizer", "RMSprop", "Adam, SGD"),
     "quantization:": ("quantization: null", "section"),
     "quantization: {stat_subset_size: 0}": ("0 is not allowed", "at least 1"),
     "quantization: {stat_subset_size: 3.5}": ("3.5", "integer"),
@@ -269,7 +279,7 @@ def test_every_option_of_every_group_is_valid(resolve: Resolve, project: Project
     groups = {path.parent.name for path in (project.root / "conf").glob("*/*.yaml")}
     assert groups == {
         *("model", "data", "metric", "engine", "target_device", "quantization"),
-        *("bias_correction", "evaluate", "cluster", "tracking", "experiment"),
+        *("bias_correction", "layerwise_tuning", "evaluate", "cluster", "tracking", "experiment"),
     }
     for path in sorted((project.root / "conf").glob("*/*.yaml")):
         choice = f"{path.parent.name}: {path.stem}"
@@ -397,6 +407,7 @@ RERUNS: dict[str, set[str]] = {
     "quantization: {stat_subset_size: 100}": {"collect_statistics", "quantize", "correct_bias"},
     "quantization: {ignored: {scope: [conv]}}": {"quantize"},
     "bias_correction: {threshold: 3}": {"correct_bias"},
+    "layerwise_tuning: {use_layerwise_tuning: true}": {"correct_bias"},
     "evaluate: {confidence: 0.9}": {"evaluate"},
     "evaluate: {primary_metric: character_accuracy}": {"evaluate"},
     "tracking: {experiment: other}": set(),

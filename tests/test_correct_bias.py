@@ -56,3 +56,30 @@ def test_both_algorithms(tmp_path: Path) -> None:
     biases = {entry["name"]: entry["bias"] for entry in accurate["corrected"]}
     assert {entry["name"] for entry in fast["corrected"] + fast["left"]} == set(biases) and fast["corrected"], fast["left"]
     assert all(np.abs(np.subtract(entry["bias"], biases[entry["name"]])).max() > 1e-4 for entry in fast["corrected"]), fast["left"]
+
+
+def test_layerwise_tuning(tmp_path: Path) -> None:
+    """On: tuned values in the model and beside it, the same bytes again; off: as before."""
+    project = copy_project(tmp_path / "project")
+    ov.save_model(tiny_model(), project.root / "tiny.xml", compress_to_fp16=False)
+    images = np.random.default_rng(1).normal(size=(30, 3, 12, 12)).astype(np.float32)
+    np.savez(project.root / "tiny.npz", x=images + images.mean(axis=1, keepdims=True))
+    folder = project.root / "build/correct_bias"
+
+    def repro(more: str, *arguments: str) -> bytes:
+        project.params(KEYS.format(fast="true", threads=1) + f"layerwise_tuning: {{{more}}}\n", *OPTIONS)
+        outcome = project.repro(*arguments, "correct_bias")
+        assert outcome.code == 0, outcome.output
+        return (folder / "model.bin").read_bytes()
+
+    plain = repro("use_layerwise_tuning: false")
+    assert "layerwise_tuning" not in corrections(project) and not (folder / "tuned.npz").exists()
+    tuned = repro("use_layerwise_tuning: true, positions_per_sample: 20")
+    record = corrections(project)["layerwise_tuning"]
+    assert (record["samples"], record["passes"]) == (10, 1) and record["tuned"], record
+    assert {entry["name"] for entry in record["tuned"] + record["left"]} == {"conv0", "conv1", "scores"}
+    assert all(entry["loss_after"] < entry["loss_before"] for entry in record["tuned"])
+    values = (folder / "tuned.npz").read_bytes()
+    assert tuned != plain
+    assert repro("use_layerwise_tuning: true, positions_per_sample: 20", "--force") == tuned
+    assert (folder / "tuned.npz").read_bytes() == values

@@ -151,6 +151,19 @@ def test_biases_that_were_left_are_listed(workspace: Path) -> None:
     assert "biases: 10 corrected by BiasCorrection on 60 samples, 2 left" in summary(built.config()).splitlines()
 
 
+def test_layerwise_tuning_says_what_it_collected(workspace: Path) -> None:
+    assert "layer-wise" not in summary(built.config())
+    tuned = [{"name": "a", "type": "MatMul", "loss_before": 2.0, "loss_after": after} for after in (1.0, 1.5, 1.6)]
+    left = [{"name": "b", "type": "MatMul", "reason": "it has no error"}]
+    record = {"samples": 300, "passes": 1, "tuned": tuned, "left": left}
+    edit(workspace / "build/correct_bias/corrections.json", layerwise_tuning=record)
+    text = summary(built.config())
+    assert (
+        "layer-wise tuning: 3 layers, their squared error 25 % smaller (median), 1 left; one more pass over 300 samples collected" in text
+    )
+    assert "    1 it has no error: b" in text
+
+
 def test_shared_samples_are_a_warning(workspace: Path) -> None:
     edit(workspace / "build/prepare/dataset.json", shared=12)
     assert "WARNING: 12 of the validation samples are calibration samples too, so the drop looks smaller than it is" in summary(

@@ -151,7 +151,7 @@ def build_candidate(problem: Problem, candidate: Candidate) -> tuple[ov.Model, S
     model = problem.model()
     if correction.enabled and not correction.use_fast_bias and not corrections:
         corrections = _accurate(problem, candidate)
-    quantized, solved = build(model, problem.statistics, candidate.plan, correction, problem.pot_compatible, corrections)
+    quantized, solved = build(model, problem.statistics, candidate.plan, correction, problem.pot_compatible, corrections, problem.tuned)
     compress_weights(quantized)
     return quantized, solved
 

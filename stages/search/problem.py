@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from stages import schema
 from stages.quantization.statistics import Statistics
+from stages.quantization.tuned import Tuned
 from stages.runtime import engine
 from stages.runtime.datasets import Sample, Samples
 from stages.runtime.metrics import Metric
@@ -52,6 +53,7 @@ class Problem:
         pot_compatible: Follow POT's rules where ours differ.
         fp32: Per-sample rows [N, k] of the FP32 model by metric.
         calibration: Calibration samples, where candidates need inference over them; else None.
+        tuned: What layer-wise tuning found for the base; holds for layers that a candidate quantizes in the same way.
         code: `code_key()` where the problem was made.
     """
 
@@ -65,6 +67,7 @@ class Problem:
     pot_compatible: bool
     fp32: Mapping[str, NDArray[np.float64]]
     calibration: Samples | None = None
+    tuned: Tuned | None = None
     code: str = field(default_factory=code_key)
 
     def model(self) -> ov.Model:

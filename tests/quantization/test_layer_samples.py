@@ -12,7 +12,8 @@ from openvino import opset13 as op
 from stages.quantization.graph import bias_add, read_graph
 from stages.quantization.layer_samples import Rows, held_out, joined, positions, row_bytes, rows_at
 from stages.quantization.weights import Layout, bias_values, weight_layout
-from tests.quantization.small import convolution, matmul, model, named, parameter, random, tensor
+from tests.quantization.quantizing import tensor
+from tests.quantization.small import convolution, matmul, model, named, parameter, random
 
 CONVOLUTIONS: dict[str, tuple[tuple[int, ...], tuple[int, ...], dict[str, Any]]] = {
     "pointwise": ((1, 4, 6, 5), (3, 4, 1, 1), {}),
