@@ -33,7 +33,8 @@ def tail_quantile(tail: NDArray[np.floating], size: NDArray[np.integer] | int, p
     if np.max(after) >= tail.shape[-1]:
         raise KeyError(f"a tail of {tail.shape[-1]} values does not reach the quantile at {probability:g}")
     indices = (np.broadcast_to(index, tail.shape[:-1])[..., None] for index in (below, after))
-    first, second = (np.take_along_axis(tail, index, -1)[..., 0] for index in indices)
+    # In f64: the difference of two large f32 values would be off by more than the quantile between them may be.
+    first, second = (np.take_along_axis(tail, index, -1)[..., 0].astype(np.float64) for index in indices)
     return np.asarray(first + (second - first) * (place - below))
 
 
