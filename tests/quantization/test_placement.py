@@ -271,7 +271,7 @@ def test_every_input_of_a_quantizable_operation_is_quantized_or_has_a_reason(tes
         for node in graph.nodes:
             if node.constant or not tables.quantizable(operation_kind(node)):
                 continue
-            ports = [0] if node.type in ("ReduceMean", "Interpolate", "Power", "AvgPool") else range(len(node.inputs))
+            ports = [0] if node.type in ("ReduceMean", "Interpolate", "Power", "AvgPool", "NormalizeL2", "MVN") else range(len(node.inputs))
             for port in ports:
                 assert {(node.name, port), (node.name, None)} & (quantized | why), (node, port)
 
