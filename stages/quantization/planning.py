@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import replace
+from functools import partial
+from typing import NamedTuple
 
 import numpy as np
 
@@ -35,28 +37,43 @@ from stages.quantization.unify import unified_groups
 SATURATION_DEVICES = frozenset({"ANY", "CPU"})
 
 
+class Offer(NamedTuple):
+    """The plan that the preset chooses, and what the target offers besides.
+
+    schemes: By quantizer name, the quantizer in each scheme that the target can run in its place, fastest first.
+    """
+
+    plan: Plan
+    schemes: dict[str, tuple[Quantizer, ...]]
+
+
 def make_plan(graph: Graph, target: Target, config: schema.Quantization, statistics: Statistics | None = None) -> Plan:
     """The configuration of the quantized model that `config` asks for on `target`.
 
     Operations that read infinite values according to `statistics`, such as an attention mask, stay in floating point.
     """
+    return make_offer(graph, target, config, statistics).plan
+
+
+def make_offer(graph: Graph, target: Target, config: schema.Quantization, statistics: Statistics | None = None) -> Offer:
+    """Like `make_plan`, with everything between which a search may choose."""
     ignored = ignored_operations(graph, target, config)
-    plan = _plan(graph, target, config, ignored)
-    while statistics is not None and (infinite := _readers_of_infinite(graph, plan, statistics).keys() - ignored.keys()):
+    offer = _offer(graph, target, config, ignored)
+    while statistics is not None and (infinite := _readers_of_infinite(graph, offer.plan, statistics).keys() - ignored.keys()):
         ignored = ignored | dict.fromkeys(infinite, "reads values that are not finite")
-        plan = _plan(graph, target, config, ignored)
-    return plan
+        offer = _offer(graph, target, config, ignored)
+    return offer
 
 
-def _plan(graph: Graph, target: Target, config: schema.Quantization, ignored: dict[Node, str]) -> Plan:
+def _offer(graph: Graph, target: Target, config: schema.Quantization, ignored: dict[Node, str]) -> Offer:
     placement = place(graph, target, ignored_blocks(graph, target.rules), ignored, pot_compatible=config.pot_compatible)
     candidates = alignment_candidates(graph) if config.use_channel_alignment else []
     aligned = tuple((pair.first.name, pair.second.name) for pair in candidates if pair.reason is None)
     not_aligned = tuple(NotAligned(pair.first.name, pair.second.name, pair.reason) for pair in candidates if pair.reason is not None)
     doubled = _saturating_layers(graph, target, config, {second for _, second in aligned})
-    quantizers, refused = _quantizers(placement, target, config, doubled)
+    quantizers, schemes, refused = _quantizers(placement, target, config, doubled)
     floats = _floats(placement, quantizers, refused) + _in_bodies(graph, target)
-    return Plan(tuple(quantizers), tuple(floats), aligned, not_aligned)
+    return Offer(Plan(tuple(quantizers), tuple(floats), aligned, not_aligned), schemes)
 
 
 def _readers_of_infinite(graph: Graph, plan: Plan, statistics: Statistics) -> dict[Node, None]:
@@ -96,8 +113,8 @@ def _saturating_layers(graph: Graph, target: Target, config: schema.Quantization
 
 def _quantizers(
     placement: Placement, target: Target, config: schema.Quantization, doubled: set[str]
-) -> tuple[list[Quantizer], list[Float]]:
-    """A Quantizer per FakeQuantize of the placement; those that no operation has a scheme for are refused."""
+) -> tuple[list[Quantizer], dict[str, tuple[Quantizer, ...]], list[Float]]:
+    """A Quantizer per FakeQuantize of the placement, and all that it may be; those that no operation has a scheme for are refused."""
     groups = unified_groups(placement.quantizers, placement.graph.nodes, target)
     group_of = {member: index for index, group in enumerate(groups) for member in group}
     edges = {node: served(node, target) for node in placement.quantizers}
@@ -107,6 +124,7 @@ def _quantizers(
         options.update((member, shared) for member in group)
     requested = set(placement.requested)
     quantizers: list[Quantizer] = []
+    schemes: dict[str, tuple[Quantizer, ...]] = {}
     refused: list[Float] = []
     for node in placement.quantizers:
         layers = [edge for edge in edges[node] if edge in requested]
@@ -116,13 +134,16 @@ def _quantizers(
             if config.pot_compatible and node not in group_of:
                 # POT estimates ranges that it makes symmetric as those that they would otherwise be, and so clips negative values.
                 estimated = choose(_options(node, edges[node], target, config, symmetric_products=False), config.preset, _group(node))
-            quantizers.append(_quantizer(placement.graph, node, layers, scheme, estimated.mode, group_of.get(node), config, doubled))
+            make = partial(_quantizer, placement.graph, node, layers, unified_group=group_of.get(node), config=config, doubled=doubled)
+            quantizers.append(make(scheme, estimated.mode))
+            # Of a tensor without channels two schemes may come to the same.
+            schemes[quantizers[-1].name] = tuple(dict.fromkeys(make(other, other.mode) for other in options[node]))
         else:
             # A constant that joins tensors before operations without constants of their own.
             kinds = ", ".join(sorted({operation_kind(edge.node) for edge in layers}))
             reason = f"{target.name} has no quantized {_group(node)} for {kinds}"
             refused += [Float(edge.node.name, edge.node.type, edge.index, reason) for edge in node.consumers[0]]
-    return quantizers, refused
+    return quantizers, schemes, refused
 
 
 def _whole_tensor(lists: list[tuple[Scheme, ...]]) -> tuple[Scheme, ...]:
