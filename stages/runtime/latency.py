@@ -149,6 +149,22 @@ def latency(models: Mapping[str, ov.CompiledModel], inputs: Inputs, seconds: flo
     return interleave({name: runner(model) for name, model in models.items()}, seconds)
 
 
+def saturated(models: Mapping[str, ov.CompiledModel], inputs: Inputs, seconds: float) -> dict[str, NDArray[np.float64]]:
+    """Seconds per inference with all requests in flight, per round and model; compile the models for throughput."""
+    queues = {name: ov.AsyncInferQueue(model) for name, model in models.items()}
+
+    def runner(queue: ov.AsyncInferQueue) -> Callable[[], object]:
+        def run() -> None:
+            for _ in range(2 * len(queue)):
+                queue.start_async(inputs, share_inputs=True)
+            queue.wait_all()
+
+        return run
+
+    rounds = interleave({name: runner(queue) for name, queue in queues.items()}, seconds)
+    return {name: times / (2 * len(queues[name])) for name, times in rounds.items()}
+
+
 def throughput(models: Mapping[str, ov.CompiledModel], inputs: Inputs, seconds: float, segments: int = 3) -> dict[str, float]:
     """Inferences per second with all requests in flight; compile the models for throughput.
 

@@ -9,13 +9,15 @@ inequality the sum bounds the error.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
 
 import numpy as np
 from numpy.typing import NDArray
 
-from stages.search.objective import Budget
+from stages.search.objective import Budget, make_budget
+from stages.search.problem import Problem
 
 GROUPS = 40  # of the jackknife
 FEWEST = 40  # samples before the first look: estimates from fewer are no estimates
@@ -24,47 +26,53 @@ _NORMAL = NormalDist()
 
 
 @dataclass(frozen=True)
-class SequentialTest:
-    """Gives up on candidates whose loss is beyond the budget.
+class BeyondBudget:
+    """Give up on a candidate whose loss is beyond the budget (see `evaluator.Stop`).
 
     Attributes:
-        budget: The metrics and FP32's rows in the order of evaluation; that order must be random for the test to hold.
-        allowed: The loss that is allowed.
-        error: Probability with which a candidate within the budget (on all positions) may be given up.
-        chunk: Samples between looks.
+        baselines: Metrics of the budget, each with its baseline value (None: FP32's own).
+        allowed: The relative loss that is allowed.
+        error: Probability with which a candidate within the budget (on all positions) may be given up. It holds where the
+            order of the positions is drawn at random.
+        chunk: Samples between two looks.
     """
 
-    budget: Budget
+    baselines: tuple[tuple[str, float | None], ...]
     allowed: float
     error: float
-    chunk: int
+    chunk: int = 50
 
-    def hopeless(self, rows: dict[str, NDArray[np.float64]]) -> bool:
+    def hopeless(self, problem: Problem, rows: Mapping[str, NDArray[np.float64]], positions: Sequence[int]) -> bool:
         """Whether the rows [n, k] of the first n positions suffice to say that the loss is beyond the budget."""
-        total = len(next(iter(self.budget.fp32.values())))
-        seen = len(next(iter(rows.values())))
-        if not self.error or seen < FEWEST or seen >= total:
+        total, seen = len(positions), len(next(iter(rows.values())))
+        if not FEWEST <= seen < total:
             return False
+        budget = make_budget(
+            problem.metrics, {name: problem.fp32[name][list(positions)] for name, _ in self.baselines}, dict(self.baselines)
+        )
         before = max(0, seen - self.chunk)
         level = spent(seen / total, self.error) - (spent(before / total, self.error) if before >= FEWEST else 0.0)
-        level /= len(self.budget.metrics)
-        return any(self._beyond(name, rows[name], total, level) for name in self.budget.metrics)
+        level /= len(self.baselines)
+        return any(_beyond(budget, name, rows[name], self.allowed, level) for name, _ in self.baselines)
 
-    def _beyond(self, name: str, rows: NDArray[np.float64], total: int, level: float) -> bool:
-        seen = len(rows)
-        loss = self.budget.metric_loss(name, rows, slice(0, seen))
-        if loss <= self.allowed or level <= 0.0:
-            return False
-        groups = np.array_split(np.arange(seen), min(GROUPS, seen))
-        left_out = np.array([self._loss_without(name, rows, group) for group in groups])
-        count = len(groups)
-        variance = (count - 1) / count * float(np.sum((left_out - left_out.mean()) ** 2))
-        deviation = math.sqrt(variance * (1.0 - seen / total))  # of a finite population only the rest is unknown
-        return loss - student_quantile(1.0 - level, count - 1) * deviation > self.allowed
 
-    def _loss_without(self, name: str, rows: NDArray[np.float64], group: NDArray[np.intp]) -> float:
-        kept = np.setdiff1d(np.arange(len(rows)), group, assume_unique=True)
-        return self.budget.metric_loss(name, rows[kept], kept)
+def _beyond(budget: Budget, name: str, rows: NDArray[np.float64], allowed: float, level: float) -> bool:
+    """Whether the loss of the rows seen is beyond what is allowed, at this level of significance (one-sided)."""
+    seen, total = len(rows), len(budget.fp32[name])
+    loss = budget.metric_loss(name, rows, slice(0, seen))
+    if loss <= allowed:
+        return False
+    groups = np.array_split(np.arange(seen), min(GROUPS, seen))
+    left_out = np.array([_loss_without(budget, name, rows, group) for group in groups])
+    count = len(groups)
+    variance = (count - 1) / count * float(np.sum((left_out - left_out.mean()) ** 2))
+    deviation = math.sqrt(variance * (1.0 - seen / total))  # of a finite population only the rest is unknown
+    return loss - student_quantile(1.0 - level, count - 1) * deviation > allowed
+
+
+def _loss_without(budget: Budget, name: str, rows: NDArray[np.float64], group: NDArray[np.intp]) -> float:
+    kept = np.setdiff1d(np.arange(len(rows)), group, assume_unique=True)
+    return budget.metric_loss(name, rows[kept], kept)
 
 
 def spent(share: float, error: float) -> float:

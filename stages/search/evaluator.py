@@ -68,13 +68,17 @@ class Timing:
         seconds: Measuring time for both models together.
         threads: CPU threads; 0 lets OpenVINO choose.
         streams: Parallel streams; 0 lets the hint choose.
-        hint: LATENCY (one request at a time) or THROUGHPUT.
+        hint: LATENCY (one request at a time) or THROUGHPUT (time per inference with all requests in flight).
+        requests: Parallel requests with THROUGHPUT; 0 lets OpenVINO choose.
+        batch: Samples per inference; 0: as the model has it.
     """
 
     seconds: float = 2.0
     threads: int = 0
     streams: int = 0
     hint: str = "LATENCY"
+    requests: int = 0
+    batch: int = 0
 
 
 @dataclass(frozen=True)
@@ -83,7 +87,7 @@ class Task:
 
     Attributes:
         candidate: The configuration.
-        positions: Validation samples by position, in the order in which they are evaluated; None: all.
+        positions: Validation samples by position, in the order in which they are evaluated; None: all; empty: only its latency.
         stop: When to give up early.
         timing: How to measure latency; None: not at all.
     """
@@ -139,7 +143,7 @@ def evaluate(problem: Problem, task: Task) -> Outcome:
         raise UserError("this worker has another version of the project than the stage that sends it work")
     started = time.perf_counter()
     model, _ = build_candidate(problem, task.candidate)
-    rows, complete = _judge(problem, model, task)
+    rows, complete = _judge(problem, model, task) if task.positions != () else ({}, True)
     speed_up, latency_ms = (None, None) if task.timing is None else _time(problem, model, task.timing)
     seconds = time.perf_counter() - started
     return Outcome(task_key(task), candidate_key(task.candidate), rows, complete, seconds, speed_up, latency_ms)
@@ -202,11 +206,37 @@ def _stacked(found: Sequence[dict[str, NDArray[np.float64]]]) -> Rows:
 
 
 def _time(problem: Problem, model: ov.Model, timing: Timing) -> tuple[latency.Spread, latency.Spread]:
-    settings = replace(problem.engine, threads=timing.threads or problem.engine.threads)
-    compiled = {
-        "default": engine.compile(problem.model(), settings, "default", hint=timing.hint, streams=timing.streams),
-        "candidate": engine.compile(model, settings, problem.engine.inference_precision, hint=timing.hint, streams=timing.streams),
-    }
-    inputs = dict(enumerate(next(iter(problem.chosen([0]))).inputs.values()))
-    rounds = latency.latency(compiled, inputs, timing.seconds)
+    rounds = time_models(problem, {"candidate": model}, timing)
     return latency.speed_up(rounds["default"], rounds["candidate"]), latency.spread(1e3 * rounds["candidate"])
+
+
+def time_models(problem: Problem, models: Mapping[str, ov.Model], timing: Timing) -> dict[str, NDArray[np.float64]]:
+    """Seconds of one inference per round, of each model and of the FP32 model in the default precision (`default`).
+
+    Raises:
+        UserError: the model cannot take `timing.batch`.
+    """
+    settings = replace(
+        problem.engine, threads=timing.threads or problem.engine.threads, requests=timing.requests or problem.engine.requests
+    )
+    inputs = dict(enumerate(next(iter(problem.chosen([0]))).inputs.values()))
+    if timing.batch:
+        inputs = {index: np.repeat(value[:1], timing.batch, axis=0) for index, value in inputs.items()}
+
+    def compiled(model: ov.Model, precision: str) -> ov.CompiledModel:
+        return engine.compile(_batched(model, timing.batch), settings, precision, hint=timing.hint, streams=timing.streams)
+
+    default = problem.default_precision(replace(timing, seconds=0.0), lambda model: compiled(model, "default"))
+    together = {"default": default} | {name: compiled(model, problem.engine.inference_precision) for name, model in models.items()}
+    return (latency.latency if timing.hint == "LATENCY" else latency.saturated)(together, inputs, timing.seconds)
+
+
+def _batched(model: ov.Model, batch: int) -> ov.Model:
+    """The model (changed in place) with another size of the first dimension of its inputs; 0 leaves it alone."""
+    if not batch:
+        return model
+    try:
+        model.reshape({index: [batch, *list(port.get_partial_shape())[1:]] for index, port in enumerate(model.inputs)})
+    except RuntimeError as error:
+        raise UserError(f"the model cannot run with a batch of {batch}: {engine.last_line(error)}") from error
+    return model

@@ -1,7 +1,6 @@
 """What makes one configuration better than another: loss of accuracy, speed, and the share of layers that are quantized.
 
-`pot_loss` is POT's formula (pot_behaviour.md section 11.4). `Budgeted` values leave out the scales: the fastest within the
-budget is best.
+`pot_loss` is POT's formula (pot_behaviour.md section 11.4); `Budget` says what a loss of accuracy is.
 """
 
 from __future__ import annotations
@@ -126,12 +125,12 @@ class Budget:
     fp32: dict[str, NDArray[np.float64]]
     baseline: dict[str, float]
 
-    def loss(self, rows: Mapping[str, NDArray[np.float64]]) -> float:
-        """Relative loss of the worst metric, from the rows [n, k] of the first n positions.
+    def losses(self, rows: Mapping[str, NDArray[np.float64]]) -> dict[str, float]:
+        """Relative loss of each metric, from the rows [n, k] of the first n positions.
 
         Paired with FP32: what is lost on these samples is what is expected to be lost on all of them.
         """
-        return max(self.metric_loss(name, rows[name], slice(0, len(rows[name]))) for name in self.metrics)
+        return {name: self.metric_loss(name, rows[name], slice(0, len(rows[name]))) for name in self.metrics}
 
     def metric_loss(self, name: str, rows: NDArray[np.float64], seen: slice | NDArray[np.intp]) -> float:
         """The relative loss of one metric, from the rows of the positions `seen`."""

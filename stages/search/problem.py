@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -22,7 +22,7 @@ from stages.runtime.datasets import Sample, Samples
 from stages.runtime.metrics import Metric
 
 MEMORY = 2_000_000_000  # bytes of samples, and of FP32 outputs, that a process keeps; what is beyond is made again each time
-CODE = ("quantization", "runtime", "search/problem.py", "search/candidates.py", "search/evaluator.py")
+CODE = ("quantization", "runtime", *(f"search/{name}.py" for name in ("problem", "candidates", "evaluator", "early", "objective")))
 
 
 @cache
@@ -82,6 +82,10 @@ class Problem:
         """The FP32 model's outputs (in f32) for the validation samples at these positions, in this order."""
         return memory(self).references(positions)
 
+    def default_precision(self, timing: Hashable, compile: Callable[[ov.Model], ov.CompiledModel]) -> ov.CompiledModel:
+        """The FP32 model compiled in the device's default precision, once for each way of timing."""
+        return memory(self).compiled(timing, compile)
+
     @property
     def primary(self) -> str:
         """Name of the primary metric."""
@@ -96,6 +100,7 @@ class _Memory:
         self._lock = threading.RLock()
         self._model: ov.Model | None = None
         self._fp32: ov.CompiledModel | None = None
+        self._compiled: dict[Hashable, ov.CompiledModel] = {}
         self._samples: dict[int, Sample] = {}
         self._references: dict[int, list[NDArray[Any]]] = {}
         self._free = {"samples": MEMORY, "references": MEMORY}
@@ -105,6 +110,12 @@ class _Memory:
             if self._model is None:
                 self._model = engine.core().read_model(self._problem.xml, self._problem.weights)
             return self._model.clone()
+
+    def compiled(self, key: Hashable, compile: Callable[[ov.Model], ov.CompiledModel]) -> ov.CompiledModel:
+        with self._lock:
+            if key not in self._compiled:
+                self._compiled[key] = compile(self.model())
+            return self._compiled[key]
 
     def samples(self, positions: Sequence[int]) -> Iterator[Sample]:
         for position in positions:

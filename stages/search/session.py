@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 
 from stages import schema
-from stages.search.evaluator import Outcome, Task, all_positions, task_key
+from stages.search.evaluator import Outcome, Task, all_positions, evaluate, task_key
 from stages.search.executors import Submit, executing
 from stages.search.journal import Journal
 from stages.search.problem import Problem
@@ -39,8 +39,12 @@ class Session:
         self._journal = journal
         self._submit = submit
 
-    def evaluate(self, tasks: Sequence[Task], done: Callable[[Outcome], None] = lambda outcome: None) -> list[Outcome]:
+    def evaluate(
+        self, tasks: Sequence[Task], done: Callable[[Outcome], None] = lambda outcome: None, *, here: bool = False
+    ) -> list[Outcome]:
         """The outcomes of tasks, in the order of the tasks; `done` is called with each one that is evaluated, as it completes.
+
+        here: evaluate in this thread, one task after the other: to measure latencies while nothing else runs.
 
         Raises:
             UserError: of the evaluation.
@@ -53,7 +57,7 @@ class Session:
                 continue
             known = self._journal.known.get(key) or self._derived(task, key)
             if known is None:
-                running[self._submit(task)] = task
+                running[_evaluated(self.problem, task) if here else self._submit(task)] = task
             else:
                 found[key] = known
                 self.remembered += 1
@@ -88,6 +92,12 @@ class Session:
                 if task.stop.hopeless(self.problem, part, positions):
                     return replace(whole, key=key, rows=part, complete=end == count, seconds=0.0, speed_up=None, latency_ms=None)
         return replace(whole, key=key, rows=rows, seconds=0.0, speed_up=None, latency_ms=None)
+
+
+def _evaluated(problem: Problem, task: Task) -> Future[Outcome]:
+    future: Future[Outcome] = Future()
+    future.set_result(evaluate(problem, task))
+    return future
 
 
 def _everything(problem: Problem, task: Task) -> bool:

@@ -167,7 +167,8 @@ class Space:
         """Every parameter with its choices and the base's choice, those of one unit after the other."""
         for unit in self.units:
             seen: dict[str, tuple[Question, tuple[str, ...], str]] = {}
-            leaves = [{}] + [
+            leaves: list[dict[tuple[str, str], str]] = [{}]
+            leaves += [
                 {(kind, key): value for key, value in zip(self._scheme_keys, values, strict=True)}
                 for kind in (ACTIVATIONS, WEIGHTS)
                 for values in self._options.get((unit, kind), {})
@@ -293,7 +294,9 @@ class Space:
                 own = {getattr(entry, side).outlier_prob for entry in base} - {None}
                 choices = tuple(map(str, dict.fromkeys([*self.scope.outlier_prob_choices, *sorted(own)])))
                 default = str(_border(result, side).outlier_prob)
-                chosen = answer(Question(unit, kind, f"estimator.{side}.outlier_prob"), choices, default if default in choices else choices[0])
+                chosen = answer(
+                    Question(unit, kind, f"estimator.{side}.outlier_prob"), choices, default if default in choices else choices[0]
+                )
                 result = _refined(result, side, outlier_prob=float(chosen))
             if "aggregator" in scope and kind == ACTIVATIONS:
                 now = str(_border(result, side).aggregator)
@@ -319,7 +322,11 @@ def _value_of(quantizer: Quantizer, key: str) -> str | None:
 def _preset(quantizer: Quantizer) -> str:
     """The estimator preset that a quantizer's estimator is."""
     return next(
-        (preset for preset in schema.ESTIMATOR_PRESETS if quantizer.estimator == default_estimator(quantizer.scheme, quantizer.kind, preset)),
+        (
+            preset
+            for preset in schema.ESTIMATOR_PRESETS
+            if quantizer.estimator == default_estimator(quantizer.scheme, quantizer.kind, preset)
+        ),
         CUSTOM,
     )
 
