@@ -87,6 +87,9 @@ def completed(config: Config) -> Config:
     wanted = {border.outlier_prob for border in borders if border.outlier_prob is not None}
     if any(estimator.preset == "quantile" for estimator in estimators):
         wanted.add(DEFAULT_OUTLIER_PROB)
+    space = config.tune.space
+    if config.tune.enabled and "range_estimator" in space.tuning_scope:
+        wanted |= {DEFAULT_OUTLIER_PROB, *(space.outlier_prob_choices if "outlier_prob" in space.estimator_tuning_scope else ())}
     given = config.collect_statistics
     statistics = dataclasses.replace(
         given,

@@ -313,6 +313,9 @@ class TuneBenchmark:
     streams: int = param(0, "streams of the device; 0 lets OpenVINO choose by the hint", low=0)
     threads: int = param(0, "CPU threads; 0: as in `engine`", low=0)
     batch: int = param(0, "samples per inference; 0: as the model has it", low=0)
+    where: str = param(
+        "here", "the machine that runs the stage, or the workers of a cluster of one kind of machine", choices=("here", "workers")
+    )
 
 
 @dataclass

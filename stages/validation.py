@@ -17,7 +17,20 @@ from typing import Any, TypeVar
 
 from stages import targets
 from stages.errors import ConfigError
-from stages.schema import MISSING, Cluster, Config, Estimator, Ignored, LayerwiseTuning, Model, RangeEstimator, Scheme, Tracking
+from stages.schema import (
+    ESTIMATOR_TUNING_SCOPE,
+    MISSING,
+    TUNING_SCOPE,
+    Cluster,
+    Config,
+    Estimator,
+    Ignored,
+    LayerwiseTuning,
+    Model,
+    RangeEstimator,
+    Scheme,
+    Tracking,
+)
 from stages.wording import nearest, show, unknown
 
 T = TypeVar("T")
@@ -292,12 +305,70 @@ def _check_weights_estimator(weights: Scheme) -> None:
 
 
 def _check_ignored(ignored: Ignored) -> None:
-    for index, name in enumerate(ignored.scope):
+    _check_names(ignored.scope, "quantization.ignored.scope")
+
+
+def _check_names(names: Iterable[str], key: str) -> None:
+    """Check a list of names and regular expressions."""
+    for index, name in enumerate(names):
         if name.startswith("re:"):
             try:
                 re.compile(name.removeprefix("re:"))
             except re.error as error:
-                raise refused(f"quantization.ignored.scope[{index}]", name, f"re: and a regular expression ({error})") from None
+                raise refused(f"{key}[{index}]", name, f"re: and a regular expression ({error})") from None
+
+
+# ------------------------------------------------------------------------------------------------ tune
+
+
+def _check_tune(config: Config) -> None:
+    tune, space = config.tune, config.tune.space
+    for key, values, allowed in (
+        ("tuning_scope", space.tuning_scope, TUNING_SCOPE),
+        ("estimator_tuning_scope", space.estimator_tuning_scope, ESTIMATOR_TUNING_SCOPE),
+    ):
+        for index, value in enumerate(values):
+            if value not in allowed:
+                expected = f"one of {', '.join(allowed)}; {nearest(value, allowed)}".rstrip("; ")
+                raise refused(f"tune.space.{key}[{index}]", value, expected)
+    if not space.tuning_scope:
+        raise refused("tune.space.tuning_scope", [], f"at least one of {', '.join(TUNING_SCOPE)}")
+    if "range_estimator" in space.tuning_scope and not space.estimator_tuning_scope:
+        raise refused("tune.space.estimator_tuning_scope", [], f"at least one of {', '.join(ESTIMATOR_TUNING_SCOPE)}, with range_estimator")
+    tuned = "range_estimator" in space.tuning_scope and "outlier_prob" in space.estimator_tuning_scope
+    if tuned and not space.outlier_prob_choices:
+        raise refused("tune.space.outlier_prob_choices", [], "at least one number above 0.0 and below 0.5, with outlier_prob in the scope")
+    for index, probability in enumerate(space.outlier_prob_choices):
+        if not 0.0 < probability < 0.5:
+            raise refused(f"tune.space.outlier_prob_choices[{index}]", probability, "a number above 0.0 and below 0.5")
+    for key in ("include", "exclude"):
+        _check_names(getattr(space, key), f"tune.space.{key}")
+    size = config.quantization.stat_subset_size or config.data.calibration_size
+    if space.stat_subset_size is not None and size is not None and space.stat_subset_size > size:
+        raise refused("tune.space.stat_subset_size", space.stat_subset_size, f"at most {size}, for so many samples are collected, or null")
+    _check_goal(config)
+    if tune.benchmark.requests and tune.benchmark.hint == "latency":
+        raise refused("tune.benchmark.requests", tune.benchmark.requests, "0, as tune.benchmark.hint is 'latency': one inference at a time")
+
+
+def _check_goal(config: Config) -> None:
+    tune = config.tune
+    names = [entry.name for entry in tune.metrics]
+    for index, entry in enumerate(tune.metrics):
+        if entry.name not in config.metric:
+            raise refused(f"tune.metrics[{index}].name", entry.name, f"one of {', '.join(config.metric)}")
+        if entry.name in names[:index]:
+            raise refused(f"tune.metrics[{index}].name", entry.name, "a metric that is not in the list already")
+        if entry.baseline_value == 0:
+            raise refused(f"tune.metrics[{index}].baseline_value", 0, "a number other than 0, of which a loss can be a share")
+    weights = {key: getattr(tune, key) for key in ("accuracy_weight", "latency_weight", "quantization_ratio_weight")}
+    if tune.objective == "pot_loss" and not any(weights.values()):
+        keys = ", ".join(f"tune.{key}" for key in weights)
+        raise ConfigError(f"{keys}: 0 is not allowed for all of them; expected at least one above 0: with none all trials are alike")
+    if tune.eval_subset_size and config.data.validation_size and tune.eval_subset_size > config.data.validation_size:
+        raise refused(
+            "tune.eval_subset_size", tune.eval_subset_size, f"at most data.validation_size, which is {config.data.validation_size}"
+        )
 
 
 def _check_layerwise_tuning(tuning: LayerwiseTuning) -> None:

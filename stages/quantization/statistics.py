@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import zipfile
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +67,12 @@ class Statistics:
         stored, scale, offset = self.derived[tensor]
         low, high = (((table[stored].astype(np.float64) - offset) / scale).astype(np.float32) for table in (self.lowest, self.highest))
         return (low, high, self.size[stored]) if scale > 0 else (high, low, self.size[stored])
+
+
+def first_samples(statistics: Statistics, count: int) -> Statistics:
+    """The statistics of the first samples only; means, which are kept over all samples, stay."""
+    tables = {name: {key: values[:count] for key, values in getattr(statistics, name).items()} for name in PER_TENSOR}
+    return replace(statistics, samples=count, **tables)
 
 
 def save(statistics: Statistics, folder: Path) -> None:

@@ -133,12 +133,17 @@ class Search:
     trials: list[Trial] = field(default_factory=list)
     ended: str = ""
 
-    def run(self, starts: Sequence[Start], done: Callable[[Trial], None] = lambda trial: None) -> None:
+    def go_on_from(self, trials: Sequence[Trial]) -> None:
+        """Take over the trials of an earlier search; their losses are those of this one's goal."""
+        for trial in trials:
+            self.trials.append(self.judged(trial))
+
+    def run(self, starts: Sequence[Start], done: Callable[[], None] = lambda: None) -> None:
         """Carry the search on to its end.
 
         Args:
             starts: Tried first, as far as they are no duplicates; the fully quantized model is the first of them.
-            done: Called with every new trial, in order.
+            done: Called after every batch.
         """
         known = {candidate_key(trial.candidate) for trial in self.trials}
         waiting = [start for start in starts if candidate_key(start.candidate) not in known]
@@ -159,18 +164,18 @@ class Search:
                 self.ended = "there is nothing else to try in the space"
                 return
             for trial in self._evaluated(batch):
-                self.trials.append(trial)
-                done(trial)
+                self.trials.append(self.judged(trial))
+            done()
 
     @property
     def best(self) -> Trial:
         """The fastest trial within the budget, or the one with the lowest loss."""
         best = self.trials[0]
         for trial in self.trials[1:]:
-            # What was given up is beyond the budget, also where a larger budget is asked for now.
-            if (trial.complete, True) > (best.complete, True) or (
-                trial.complete == best.complete and better(trial.score, trial.loss, best.score, best.loss, self.goal.target)
-            ):
+            if trial.complete != best.complete:
+                # What was given up is beyond the budget; that it is within a larger one of now is not known.
+                best = trial if trial.complete else best
+            elif better(trial.score, trial.loss, best.score, best.loss, self.goal.target):
                 best = trial
         return best
 
@@ -235,7 +240,7 @@ class Search:
     def _trial(self, start: Start, judged: Outcome, timed: Outcome | None) -> Trial:
         score, losses = self._score(start.candidate.plan, judged.rows, timed)
         values = {name: metric.value(judged.rows[name]) for name, metric in self.session.problem.metrics.items()}
-        trial = Trial(
+        return Trial(
             label=start.label,
             candidate=start.candidate,
             proposal=start.proposal,
@@ -249,7 +254,6 @@ class Search:
             latency_ms=None if timed is None else timed.latency_ms,
             seconds=judged.seconds + (0.0 if timed is None else timed.seconds),
         )
-        return self.judged(trial)
 
     def judged(self, trial: Trial) -> Trial:
         """The trial with the loss that the goal of this search gives it; the first trial makes the scales."""

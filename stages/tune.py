@@ -1,0 +1,192 @@
+"""Search over every layer's own configuration with TPE: the fastest model within an accuracy budget.
+
+trials.json has a row per trial, result.json says which one is best and whether it keeps the budget. `--show-space` prints what
+may be chosen for each layer, and stops.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Any
+
+from stages import artifacts
+from stages.config import load_config
+from stages.errors import UserError
+from stages.schema import Config
+from stages.stage import run
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from stages.quantization.plan import Plan
+    from stages.search.candidates import Candidate
+    from stages.search.history import History
+    from stages.search.problem import Problem
+    from stages.search.tuning import Search
+
+NAME = "tune"
+EVAL, WARM_START, FINE_TUNE = "eval", "warm_start", "fine_tune"
+TABLES = ("trials", "trade_off", "best_so_far", "importance")
+SHOW_SPACE = "--show-space"
+
+
+def main(config: Config) -> dict[str, Any]:
+    """Write build/tune and build/reports/tune.json."""
+    settings = config.tune
+    if not settings.enabled:
+        with artifacts.writing(artifacts.folder(NAME)) as folder:
+            artifacts.write_json(folder / "result.json", {"enabled": False})
+            for name in TABLES:
+                artifacts.write_json(folder / f"{name}.json", [])
+        artifacts.write_json(artifacts.REPORTS / f"{NAME}.json", {"enabled": False})
+        return {"enabled": False}
+
+    from stages.search.session import searching
+    from stages.tuning_setup import make_history, make_search, make_space, starts, tuning_problem
+
+    problem = tuning_problem(config)
+    if settings.trials_load_method == EVAL:
+        return _rebuild(config, problem, make_history(config, problem, None))
+    best = _fine_tune_base(config, problem) if settings.trials_load_method == FINE_TUNE else None
+    space = make_space(config, problem, best)
+    history = make_history(config, problem, space)
+    with searching(problem, NAME, config.cluster) as session:
+        search = make_search(config, session, space)
+        if settings.trials_load_method == WARM_START:
+            search.go_on_from(history.load(space, search.candidate))
+            if not search.trials:
+                print(f"{NAME}: there are no earlier trials of this search space to go on with: a new search", file=sys.stderr)
+
+        def done() -> None:
+            history.save(search.trials, space, search.candidate)
+            _print(search)
+
+        search.run(starts(config, search, best), done)
+        if settings.trials_load_method != FINE_TUNE:
+            history.forget_bases()
+        _write(config, search, history)
+    return {"enabled": True, "trials": len(search.trials), "evaluated": session.evaluated, "remembered": session.remembered}
+
+
+def _fine_tune_base(config: Config, problem: Problem) -> Plan:
+    from stages.tuning_setup import make_history, settings_key
+
+    best = make_history(config, problem, None).base(settings_key(config))
+    if best is None:
+        raise _nothing_before(FINE_TUNE)
+    return best
+
+
+def _nothing_before(method: str) -> UserError:
+    return UserError(
+        f"tune.trials_load_method: '{method}' is not allowed here; expected cold_start, as there is no earlier result for this model,"
+        " data and code"
+    )
+
+
+def _print(search: Search) -> None:
+    trial, target = search.trials[-1], search.goal.target
+    loss = f"loss {100 * trial.score.accuracy_loss:.2f} %" + ("" if trial.complete else f" after {trial.samples} samples: given up")
+    speed = f", {trial.score.speed_up:.2f}x" if trial.speed_up is not None else ""
+    best = search.best
+    kept = f"best {best.score.speed_up:.2f}x" if best.complete and target.within_budget(best.score) else "none within the budget"
+    print(f"{NAME}: {len(search.trials)}/{search.goal.max_trials} {trial.label}: {loss}{speed}; {kept}", file=sys.stderr, flush=True)
+
+
+# ------------------------------------------------------------------------------------------------ what is written
+
+
+def _write(config: Config, search: Search, history: History) -> None:
+    from stages.runtime import baseline
+    from stages.search.evaluator import Task
+    from stages.searching import evaluated
+    from stages.tuning_report import importance, report, result_json, tables
+    from stages.tuning_setup import ACCURACY_AWARE
+
+    problem, best = search.session.problem, search.best
+    rows = search.session.evaluate([Task(best.candidate)])[0].rows  # all samples in their order, all metrics
+    result = result_json(config, search, rows)
+    with artifacts.writing(artifacts.folder(NAME)) as folder:
+        _write_model(config, problem, best.candidate, folder)
+        everything = {"fp32": problem.fp32, "int8": evaluated("int8", list(problem.metrics)), NAME: rows}
+        baseline.save({name: dict(values) for name, values in everything.items()}, folder / "samples.npz")
+        for name, table in (tables(config, search) | {"importance": importance(search)}).items():
+            artifacts.write_json(folder / f"{name}.json", table)
+        artifacts.write_json(folder / "latency.json", _latency(search, ACCURACY_AWARE))
+        artifacts.write_json(folder / "result.json", result)
+        history.keep_result(folder, {"report.json": report(result)})
+    artifacts.write_json(artifacts.REPORTS / f"{NAME}.json", report(result))
+
+
+def _write_model(config: Config, problem: Problem, candidate: Candidate, folder: Path) -> None:
+    from stages.quantization.build import build, corrections_json, quantizers_json, save_model
+
+    correction = candidate.bias_correction
+    corrections = candidate.corrections
+    model, solved = build(problem.model(), problem.statistics, candidate.plan, correction, problem.pot_compatible, corrections)
+    algorithm = ("FastBiasCorrection" if correction.use_fast_bias else "BiasCorrection") if correction.enabled else None
+    save_model(model, folder)
+    preset = config.tune.space.preset or config.quantization.preset
+    artifacts.write_json(folder / "quantizers.json", quantizers_json(candidate.plan, solved, preset, config.target_device.name))
+    artifacts.write_json(folder / "corrections.json", {"algorithm": algorithm} | corrections_json(solved))
+
+
+def _latency(search: Search, accuracy_aware: str) -> dict[str, Any]:
+    """The best model against FP32 in the default precision, the preset and the accuracy-aware result, in the same rounds."""
+    from dataclasses import replace
+
+    from stages.runtime.latency import speed_up, spread
+    from stages.search.evaluator import build_candidate, time_models
+    from stages.search.tuning import FULL
+
+    timing, problem = search.goal.timing, search.session.problem
+    if timing is None:
+        return {}
+    candidates = {trial.label: trial.candidate for trial in search.trials if trial.label in (FULL, accuracy_aware)}
+    candidates["best"] = search.best.candidate
+    models = {name: build_candidate(problem, candidate)[0] for name, candidate in candidates.items()}
+    rounds = time_models(problem, models, replace(timing, seconds=timing.seconds * (1 + len(models))))
+    return {
+        "latency_ms": {name: spread(1e3 * times)._asdict() for name, times in rounds.items()},
+        "speed_up": {name: speed_up(times, rounds["best"])._asdict() for name, times in rounds.items() if name != "best"},
+    }
+
+
+def _rebuild(config: Config, problem: Problem, history: History) -> dict[str, Any]:
+    """Only the last result's model; everything else as it was."""
+    import shutil
+
+    from stages.search.candidates import Candidate, kept_corrections
+    from stages.searching import base_candidate
+
+    plan = history.last_plan()
+    if plan is None:
+        raise _nothing_before(EVAL)
+    correction = config.bias_correction
+    kept = kept_corrections(base_candidate(config).candidate.corrections, plan, correction.apply_for_all_nodes)
+    with artifacts.writing(artifacts.folder(NAME)) as folder:
+        for path in sorted(history.result.iterdir()):
+            if path.name != "report.json":
+                shutil.copyfile(path, folder / path.name)
+        _write_model(config, problem, Candidate(plan, correction, kept), folder)
+    artifacts.write_json(artifacts.REPORTS / f"{NAME}.json", artifacts.read_json(history.result / "report.json"))
+    return {"enabled": True, "trials": 0, "evaluated": 0, "remembered": 0}
+
+
+def show_space() -> int:
+    """Print the space and return the exit code."""
+    try:
+        config = load_config()
+        from stages.tuning_setup import make_space, tuning_problem
+
+        print("\n".join(make_space(config, tuning_problem(config)).describe()))
+    except UserError as error:
+        print(f"{NAME}: error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    if SHOW_SPACE in sys.argv[1:]:
+        sys.exit(show_space())
+    run(NAME, main)

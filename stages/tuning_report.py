@@ -1,0 +1,190 @@
+"""What the TPE search reports, from its trials."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from stages import artifacts, reports
+from stages.schema import Config
+from stages.search.evaluator import Rows
+from stages.search.tuning import Search, Trial
+
+MOST_PARAMETERS = 30  # of the importance
+
+
+def result_json(config: Config, search: Search, rows: Rows) -> dict[str, Any]:
+    """What result.json holds.
+
+    Args:
+        config: Of the pipeline.
+        search: Finished.
+        rows: Of the best model on all validation samples, by metric.
+    """
+    best, target = search.best, search.goal.target
+    problem = search.session.problem
+    judged = reports.judge({"fp32": dict(problem.fp32), "int8": dict(rows)}, problem.metrics, config)
+    return {
+        "enabled": True,
+        "ended": search.ended,
+        "trials": len(search.trials),
+        "given_up": sum(not trial.complete for trial in search.trials),
+        "parameters": sum(1 for _ in search.space.parameters()),
+        "budget": {
+            "accuracy_loss": target.accuracy_loss,
+            "latency_reduce": target.speed_up,
+            "metrics": [name for name, _ in search.goal.baselines],
+            "samples": len(search.goal.positions),
+        },
+        "best": {
+            "trial": search.trials.index(best) + 1,
+            "label": best.label,
+            "accuracy_loss": _rounded(best.score.accuracy_loss),
+            "within_budget": best.complete and target.within_budget(best.score),
+            "target_met": best.complete and target.met(best.score),
+            "quantized_layers": _rounded(best.score.quantized),
+            "float_layers": _float_layers(search, best),
+            "speed_up": best.speed_up and best.speed_up._asdict(),
+            "latency_ms": best.latency_ms and best.latency_ms._asdict(),
+            "metrics": judged,
+        },
+    }
+
+
+def report(result: Mapping[str, Any]) -> dict[str, Any]:
+    """The numbers of reports/tune.json: what is no time, and follows from the choice of the best."""
+    best = result["best"]
+    keys = ("int8", "fp32", "drop", "drop_low", "drop_high", "relative_drop")
+    return {
+        "enabled": True,
+        "trials": result["trials"],
+        "within_budget": best["within_budget"],
+        "accuracy_loss": best["accuracy_loss"],
+        "quantized_layers": best["quantized_layers"],
+        "metric": {name: {key: metric[key] for key in keys if metric[key] is not None} for name, metric in best["metrics"].items()},
+    }
+
+
+def tables(config: Config, search: Search) -> dict[str, list[dict[str, Any]]]:
+    """The table of trials, and what the plots show: accuracy against speed, and the best so far."""
+    return {"trials": trials(search), "trade_off": trade_off(config, search), "best_so_far": best_so_far(search.trials, search)}
+
+
+def trials(search: Search) -> list[dict[str, Any]]:
+    """One row per trial."""
+    return [
+        {
+            "trial": number,
+            "label": trial.label,
+            "loss": _rounded(trial.loss),
+            "accuracy_loss": _rounded(trial.score.accuracy_loss),
+            "speed_up": _rounded(trial.score.speed_up),
+            "speed_up_low": trial.speed_up and _rounded(trial.speed_up.low),
+            "speed_up_high": trial.speed_up and _rounded(trial.speed_up.high),
+            "latency_ms": trial.latency_ms and _rounded(trial.latency_ms.median),
+            "quantized_layers": _rounded(trial.score.quantized),
+            "within_budget": trial.complete and search.goal.target.within_budget(trial.score),
+            "samples": trial.samples,
+            **{name: _rounded(value) for name, value in trial.values.items()},
+            "seconds": round(trial.seconds, 3),
+            "choices": _choices(search, trial),
+        }
+        for number, trial in enumerate(search.trials, start=1)
+    ]
+
+
+def trade_off(config: Config, search: Search) -> list[dict[str, Any]]:
+    """The primary metric over the speed-up, of every trial that was evaluated in full, and of FP32."""
+    primary = search.session.problem.primary
+    finished = [trial for trial in search.trials if trial.complete]
+    judge = search.session.problem.metrics[primary]
+    sign = 1.0 if judge.higher_is_better else -1.0
+    points = [(trial.score.speed_up, sign * trial.values[primary]) for trial in finished]
+    rows = [
+        {
+            "model": trial.label,
+            "speed_up": _rounded(trial.score.speed_up),
+            "accuracy": _rounded(trial.values[primary]),
+            "kind": "frontier" if _on_frontier(point, points) else "trial",
+        }
+        for trial, point in zip(finished, points, strict=True)
+    ]
+    evaluation = artifacts.read_json(artifacts.folder("evaluate") / "evaluation.json")
+    speed = artifacts.read_json(artifacts.folder("evaluate") / "latency.json")
+    known = evaluation["metrics"][config.evaluate.primary_metric]
+    if search.goal.timing is not None and speed:
+        times = {name: speed["latency_ms"][name]["median"] for name in ("fp32", "default")}
+        rows.append(
+            {"model": "FP32 (f32)", "speed_up": _rounded(times["default"] / times["fp32"]), "accuracy": known["fp32"], "kind": "reference"}
+        )
+        if evaluation["precisions"]["default"] != "f32":
+            name = f"FP32 ({evaluation['precisions']['default']}, default)"
+            rows.append({"model": name, "speed_up": 1.0, "accuracy": known["default"], "kind": "reference"})
+    return rows
+
+
+def best_so_far(found: Sequence[Trial], search: Search) -> list[dict[str, Any]]:
+    """After each trial the lowest loss, and the speed-up of the fastest trial within the budget (null: none yet)."""
+    rows: list[dict[str, Any]] = []
+    loss, speed_up = float("inf"), None
+    for number, trial in enumerate(found, start=1):
+        loss = min(loss, trial.loss)
+        if trial.complete and search.goal.target.within_budget(trial.score):
+            speed_up = max(speed_up or 0.0, trial.score.speed_up)
+        rows.append({"trial": number, "loss": _rounded(loss), "speed_up": speed_up and _rounded(speed_up)})
+    return rows
+
+
+def importance(search: Search) -> list[dict[str, Any]]:
+    """The parameters that explain most of the objective's variance over trials, the most important first.
+
+    The share that a parameter's choices explain is epsilon squared (T. Kelley, An unbiased correlation ratio measure, PNAS 21,
+    1935): about 0, and not the larger the more choices there are, for one that explains nothing.
+    """
+    loss = np.array([trial.loss for trial in search.trials])
+    by_parameter: dict[str, dict[str, list[int]]] = defaultdict(lambda: defaultdict(list))
+    for number, trial in enumerate(search.trials):
+        for name, choice in trial.proposal.items():
+            by_parameter[name][choice].append(number)
+    rows: list[dict[str, Any]] = []
+    for name, groups in by_parameter.items():
+        share = explained([loss[numbers] for numbers in groups.values()])
+        if share > 0:
+            best = min(groups, key=lambda choice: float(loss[groups[choice]].mean()))
+            rows.append({"parameter": name, "importance": _rounded(share), "best_choice": best, "trials": sum(map(len, groups.values()))})
+    return sorted(rows, key=lambda row: (-row["importance"], row["parameter"]))[:MOST_PARAMETERS]
+
+
+def explained(groups: Iterable[np.ndarray]) -> float:
+    """Epsilon squared of values in groups: the share of their variance that the groups explain, corrected for chance."""
+    kept = [group for group in groups if len(group)]
+    values = np.concatenate(kept)
+    freedom = len(values) - len(kept)
+    total = float(np.sum((values - values.mean()) ** 2))
+    if len(kept) < 2 or freedom < 1 or total <= 0:
+        return 0.0
+    within = float(sum(np.sum((group - group.mean()) ** 2) for group in kept))
+    return 1.0 - within / freedom / (total / (len(values) - 1))
+
+
+def _on_frontier(point: tuple[float, float], others: Sequence[tuple[float, float]]) -> bool:
+    return not any(other != point and other[0] >= point[0] and other[1] >= point[1] for other in others)
+
+
+def _choices(search: Search, trial: Trial) -> str:
+    """What differs from the base, in words."""
+    base = search.space.base_proposal()
+    return "; ".join(f"{name}={choice}" for name, choice in sorted(trial.proposal.items()) if base.get(name, choice) != choice)
+
+
+def _float_layers(search: Search, trial: Trial) -> list[str]:
+    """Layers that the space could quantize, and the trial does not."""
+    present = {quantizer.name for quantizer in trial.candidate.plan.quantizers}
+    return [name for unit in search.space.units if not present.issuperset(unit.activations + unit.weights) for name in unit.layers]
+
+
+def _rounded(value: float) -> float:
+    return float(f"{value:.8g}")
