@@ -62,6 +62,8 @@ def main(config: Config) -> dict[str, Any]:
             _print(search)
 
         search.run(starts(config, search, best), done)
+        if search.goal.timing is not None and search.goal.time_here:
+            search.final_rounds = history.finals(search.trials, search.finals)
         if settings.trials_load_method != FINE_TUNE:
             history.forget_bases()
         _write(config, search, history)
@@ -100,8 +102,7 @@ def _write(config: Config, search: Search, history: History) -> None:
     from stages.runtime import baseline
     from stages.search.evaluator import Task
     from stages.searching import evaluated
-    from stages.tuning_report import importance, report, result_json, tables
-    from stages.tuning_setup import ACCURACY_AWARE
+    from stages.tuning_report import importance, latency_json, report, result_json, tables
 
     problem, best = search.session.problem, search.best
     rows = search.session.evaluate([Task(best.candidate)])[0].rows  # all samples in their order, all metrics
@@ -112,7 +113,7 @@ def _write(config: Config, search: Search, history: History) -> None:
         baseline.save({name: dict(values) for name, values in everything.items()}, folder / "samples.npz")
         for name, table in (tables(config, search) | {"importance": importance(search)}).items():
             artifacts.write_json(folder / f"{name}.json", table)
-        artifacts.write_json(folder / "latency.json", _latency(search, ACCURACY_AWARE))
+        artifacts.write_json(folder / "latency.json", latency_json(search))
         artifacts.write_json(folder / "result.json", result)
         history.keep_result(folder, {"report.json": report(result)})
     artifacts.write_json(artifacts.REPORTS / f"{NAME}.json", report(result))
@@ -129,27 +130,6 @@ def _write_model(config: Config, problem: Problem, candidate: Candidate, folder:
     preset = config.tune.space.preset or config.quantization.preset
     artifacts.write_json(folder / "quantizers.json", quantizers_json(candidate.plan, solved, preset, config.target_device.name))
     artifacts.write_json(folder / "corrections.json", {"algorithm": algorithm} | corrections_json(solved))
-
-
-def _latency(search: Search, accuracy_aware: str) -> dict[str, Any]:
-    """The best model against FP32 in the default precision, the preset and the accuracy-aware result, in the same rounds."""
-    from dataclasses import replace
-
-    from stages.runtime.latency import speed_up, spread
-    from stages.search.evaluator import build_candidate, time_models
-    from stages.search.tuning import FULL
-
-    timing, problem = search.goal.timing, search.session.problem
-    if timing is None:
-        return {}
-    candidates = {trial.label: trial.candidate for trial in search.trials if trial.label in (FULL, accuracy_aware)}
-    candidates["best"] = search.best.candidate
-    models = {name: build_candidate(problem, candidate)[0] for name, candidate in candidates.items()}
-    rounds = time_models(problem, models, replace(timing, seconds=timing.seconds * (1 + len(models))))
-    return {
-        "latency_ms": {name: spread(1e3 * times)._asdict() for name, times in rounds.items()},
-        "speed_up": {name: speed_up(times, rounds["best"])._asdict() for name, times in rounds.items() if name != "best"},
-    }
 
 
 def _rebuild(config: Config, problem: Problem, history: History) -> dict[str, Any]:

@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 
 from stages import artifacts, reports
+from stages.runtime.latency import speed_up, spread
 from stages.schema import Config
 from stages.search.evaluator import Rows
-from stages.search.tuning import Search, Trial
+from stages.search.tuning import COMPARED, Search, Trial
 
 MOST_PARAMETERS = 30  # of the importance
 
@@ -71,6 +72,21 @@ def report(result: Mapping[str, Any]) -> dict[str, Any]:
 def tables(config: Config, search: Search) -> dict[str, list[dict[str, Any]]]:
     """The table of trials, and what the plots show: accuracy against speed, and the best so far."""
     return {"trials": trials(search), "trade_off": trade_off(config, search), "best_so_far": best_so_far(search.trials, search)}
+
+
+def latency_json(search: Search) -> dict[str, Any]:
+    """Of the finals: latencies, and how many times faster the best model is than FP32 (`default`) and the others it is compared with."""
+    if not search.final_rounds:
+        return {}
+    best = str(search.trials.index(search.best))
+    names = {"default": "default"} | {str(index): search.trials[index].label for index in search.finalists()}
+    shown = {name: np.array(search.final_rounds[index]) for index, name in names.items() if name in ("default", *COMPARED)}
+    times = np.array(search.final_rounds[best])
+    return {
+        "rounds": len(times),
+        "latency_ms": {name: spread(1e3 * other)._asdict() for name, other in (shown | {"best": times}).items()},
+        "speed_up": {name: speed_up(other, times)._asdict() for name, other in shown.items()},
+    }
 
 
 def trials(search: Search) -> list[dict[str, Any]]:

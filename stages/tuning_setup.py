@@ -21,11 +21,10 @@ from stages.search.history import History
 from stages.search.problem import Problem
 from stages.search.session import Session
 from stages.search.space import Space
-from stages.search.tuning import FULL, Goal, Search, Start, exclusions, shuffled
+from stages.search.tuning import ACCURACY_AWARE, FULL, Goal, Search, Start, exclusions, shuffled
 from stages.searching import base_candidate, make_problem
 
 PRESETS = ("performance", "mixed", "accuracy")
-ACCURACY_AWARE = "accuracy_aware"
 LAST_BEST = "the last search's best"
 
 

@@ -53,6 +53,7 @@ def checked(values: object) -> Config:
     _check_quantization(config)
     _check_layerwise_tuning(config.layerwise_tuning)
     _check_target_device(config)
+    _check_tune(config)
     _check_cluster(config.cluster)
     _check_tracking(config.tracking)
     return config

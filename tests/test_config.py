@@ -194,6 +194,26 @@ REFUSED: dict[str, tuple[str, ...]] = {
     "data: {calibration: {_target_: stages.runtime.text_line.TextLines}}": ("did you mean 'text_lines'",),
     "seed: ${nope}": ("seed", "'nope' not found"),
     "data: {calibration: {_target_: conf.my_data.Mine}}": ("'conf.my_data.Mine' cannot be found",),
+    "tune: {space: {tuning_scope: [layers]}}": ("tune.space.tuning_scope[0]: 'layers'", "did you mean 'layer'"),
+    "tune: {space: {tuning_scope: []}}": ("tune.space.tuning_scope: []", "at least one of layer"),
+    "tune: {space: {estimator_tuning_scope: [max]}}": ("tune.space.estimator_tuning_scope[0]: 'max'", "preset, type"),
+    "tune: {space: {estimator_tuning_scope: []}}": ("tune.space.estimator_tuning_scope: []", "with range_estimator"),
+    "tune: {space: {estimator_tuning_scope: [outlier_prob]}}": ("tune.space.outlier_prob_choices: []", "at least one number"),
+    "tune: {space: {outlier_prob_choices: [0.5]}}": ("tune.space.outlier_prob_choices[0]: 0.5", "below 0.5"),
+    "tune: {space: {include: ['re:(']}}": ("tune.space.include[0]", "regular expression"),
+    "tune: {space: {exclude: ['re:[']}}": ("tune.space.exclude[0]", "regular expression"),
+    "tune: {space: {stat_subset_size: 9}}\nquantization: {stat_subset_size: 8}": ("tune.space.stat_subset_size: 9", "at most 8"),
+    "tune: {accuracy_weight: 0, latency_weight: 0}": (
+        "tune.accuracy_weight",
+        "tune.quantization_ratio_weight: 0 is not allowed for all of them",
+    ),
+    "tune: {expected_quantization_ratio: 1}": ("tune.expected_quantization_ratio: 1", "below 1.0"),
+    "tune: {metrics: [{name: accuracy}]}": ("tune.metrics[0].name: 'accuracy'", "exact_match, character_accuracy"),
+    "tune: {metrics: [{name: exact_match}, {name: exact_match}]}": ("tune.metrics[1].name: 'exact_match'", "not in the list already"),
+    "tune: {metrics: [{name: exact_match, baseline_value: 0}]}": ("tune.metrics[0].baseline_value: 0", "other than 0"),
+    "tune: {eval_subset_size: 9}\ndata: {validation_size: 8}": ("tune.eval_subset_size: 9", "at most data.validation_size, which is 8"),
+    "tune: {benchmark: {requests: 2}}": ("tune.benchmark.requests: 2", "tune.benchmark.hint is 'latency'"),
+    "tune: {trials_load_method: hot_start}": ("tune.trials_load_method: 'hot_start'", "cold_start, warm_start, fine_tune, eval"),
 }
 
 
@@ -279,7 +299,7 @@ def test_every_option_of_every_group_is_valid(resolve: Resolve, project: Project
     groups = {path.parent.name for path in (project.root / "conf").glob("*/*.yaml")}
     assert groups == {
         *("model", "data", "metric", "engine", "target_device", "quantization"),
-        *("bias_correction", "layerwise_tuning", "evaluate", "cluster", "tracking", "experiment"),
+        *("bias_correction", "layerwise_tuning", "evaluate", "tune", "cluster", "tracking", "experiment"),
     }
     for path in sorted((project.root / "conf").glob("*/*.yaml")):
         choice = f"{path.parent.name}: {path.stem}"
@@ -317,7 +337,7 @@ def test_image_folder_validation_follows_calibration(resolve: Resolve, project: 
 def test_defaults_in_conf_are_those_of_the_schema(resolve: Resolve) -> None:
     """conf/ shows defaults beside their explanation, the schema decides them: they must agree."""
     composed = resolve()
-    for section in ("engine", "quantization", "bias_correction", "tracking"):
+    for section in ("engine", "quantization", "bias_correction", "tune", "tracking"):
         assert getattr(composed, section) == getattr(Config(), section), section
     assert dataclasses.replace(composed.evaluate, primary_metric=None) == Config().evaluate
     data = yaml.safe_load(Path("conf/data/arrays.yaml").read_text())
@@ -419,12 +439,25 @@ RERUNS: dict[str, set[str]] = {
 }
 
 
+# Searches read nearly all of it; while they are disabled that takes them a fraction of a second.
+SEARCHES = {"tune"}
+NOT_OF_SEARCHES = ("tracking", "cluster", "model")
+RERUNS |= {
+    "tune: {max_trials: 7}": set(),
+    "tune: {enabled: true, space: {tuning_scope: [layer]}}": set(),
+    # Quantiles that trials may ask for are stored beforehand.
+    "tune: {enabled: true}": {"collect_statistics"},
+    "cluster: {workers: 2}": set(),
+}
+
+
 @pytest.mark.parametrize("keys", RERUNS)
 def test_a_change_reruns_only_what_it_concerns(resolve: Resolve, keys: str) -> None:
     stages = yaml.safe_load(Path("dvc.yaml").read_text())["stages"]
     before, after = resolve(), resolve(keys)
     assert before != after
-    assert {name for name, stage in stages.items() if tracked(stage, before) != tracked(stage, after)} == RERUNS[keys]
+    expected = RERUNS[keys] | (set() if keys.startswith(NOT_OF_SEARCHES) else SEARCHES)
+    assert {name for name, stage in stages.items() if tracked(stage, before) != tracked(stage, after)} == expected
 
 
 def test_the_engine_concerns_the_accurate_bias_correction(resolve: Resolve) -> None:

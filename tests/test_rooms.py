@@ -160,7 +160,7 @@ def read_keys(path: Path) -> set[str]:
 
 
 def test_dvc_pipeline_is_the_documented_one() -> None:
-    assert list(STAGES) == ["config", "prepare", "collect_statistics", "quantize", "correct_bias", "evaluate", "track"]
+    assert list(STAGES) == ["config", "prepare", "collect_statistics", "quantize", "correct_bias", "evaluate", "tune", "track"]
     for stage, description in STAGES.items():
         assert description["cmd"] == f"python -m stages.{stage}"
         outs = [*description.get("outs", []), *description.get("metrics", [])]

@@ -15,11 +15,11 @@ from typing import Any
 from stages import artifacts
 from stages.quantization.plan import Plan, plan_from_json, plan_to_json
 from stages.runtime.latency import Spread
-from stages.search.candidates import Candidate, candidate_key
+from stages.search.candidates import Candidate, candidate_key, digest
 from stages.search.journal import FOLDER
 from stages.search.objective import Score
 from stages.search.space import Space
-from stages.search.tuning import Trial
+from stages.search.tuning import Rounds, Trial
 
 MakeCandidate = Callable[[Plan, str], Candidate]
 
@@ -48,6 +48,20 @@ class History:
             return [_from_json(entry, space, candidate) for entry in json.loads(self._trials.read_text(encoding="utf-8"))]
         except (OSError, ValueError, KeyError, TypeError):
             return []
+
+    def finals(self, trials: Sequence[Trial], measure: Callable[[], Rounds]) -> Rounds:
+        """What was measured of the finalists of these very trials, or what `measure` finds now: once, so that results stay."""
+        path = self._trials.with_suffix(".finals")
+        key = digest([(candidate_key(trial.candidate), astuple(trial.score)) for trial in trials])
+        try:
+            known = json.loads(path.read_text(encoding="utf-8"))
+            if known["trials"] == key:
+                return known["rounds"]
+        except (OSError, ValueError, KeyError, TypeError):
+            pass
+        rounds = measure()
+        artifacts.write_json(path, {"trials": key, "rounds": rounds})
+        return rounds
 
     def keep_result(self, folder: Path, more: Mapping[str, Any]) -> None:
         """Keep a copy of a finished search's files but the model, and `more` by file name."""

@@ -10,6 +10,7 @@ Layers that share a quantizer, or quantizers that share a range, choose together
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import json
 import re
@@ -23,7 +24,6 @@ from stages.quantization.estimators import DEFAULT_OUTLIER_PROB, QUANTILE_TYPES,
 from stages.quantization.plan import Border, Estimator, Float, Plan, Quantizer, plan_to_json
 from stages.quantization.planning import Offer
 from stages.quantization.schemes import ACTIVATIONS, WEIGHTS
-from stages.wording import nearest
 
 QUANTIZED, FLOAT = "quantized", "float"
 SCHEME_KEYS = ("bits", "mode", "granularity")
@@ -422,8 +422,6 @@ def _named(units: Sequence[Unit], entry: str, key: str) -> list[Unit]:
         found = [unit for unit in units if entry in unit.layers]
     if not found:
         names = [name for unit in units for name in unit.layers]
-        raise ConfigError(
-            f"tune.space.{key}: {entry!r} names no quantized layer; {nearest(entry.removeprefix('re:'), names)}"
-            "`python -m stages.tune --show-space` lists them"
-        )
+        near = difflib.get_close_matches(entry.removeprefix("re:"), names, n=3, cutoff=0.3)
+        raise ConfigError(f"tune.space.{key}: {entry!r} names no quantized layer; nearest names: {', '.join(near) or 'none'}")
     return found

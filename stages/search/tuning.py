@@ -20,7 +20,7 @@ from stages.schema import BiasCorrection
 from stages.search import tpe
 from stages.search.candidates import Candidate, candidate_key, kept_corrections
 from stages.search.early import BeyondBudget
-from stages.search.evaluator import Outcome, Rows, Task, Timing
+from stages.search.evaluator import Outcome, Rows, Task, Timing, build_candidate, time_models
 from stages.search.objective import Budget, Score, Target, better, make_budget, pot_loss
 from stages.search.problem import Problem
 from stages.search.session import Session
@@ -29,7 +29,11 @@ from stages.search.space import Proposal, Space
 POT_LOSS, CONSTRAINED = "pot_loss", "constrained"
 LOOKS = 20  # at least, on the way through the samples
 LARGEST_CHUNK = 50
-FULL = "fully quantized"
+FULL, ACCURACY_AWARE = "fully quantized", "accuracy_aware"
+COMPARED = (FULL, ACCURACY_AWARE)  # labels of trials that the result is compared with
+FINALISTS = 5
+
+Rounds = dict[str, list[float]]
 
 
 class Start(NamedTuple):
@@ -122,6 +126,7 @@ class Search:
         corrections: Found with inference for the base; they hold for layers that stay quantized.
         trials: What is known.
         ended: Why the search ended.
+        final_rounds: What `finals` found.
     """
 
     session: Session
@@ -132,6 +137,7 @@ class Search:
     corrections: tuple[Correction, ...] = ()
     trials: list[Trial] = field(default_factory=list)
     ended: str = ""
+    final_rounds: Rounds = field(default_factory=dict)
 
     def go_on_from(self, trials: Sequence[Trial]) -> None:
         """Take over the trials of an earlier search; their losses are those of this one's goal."""
@@ -169,7 +175,11 @@ class Search:
 
     @property
     def best(self) -> Trial:
-        """The fastest trial within the budget, or the one with the lowest loss."""
+        """The fastest trial within the budget, or the one with the lowest loss; by the finals, where there were any."""
+        if self.final_rounds:
+            inside = [index for index in self.finalists() if self._inside(self.trials[index])]
+            if inside:
+                return self.trials[min(inside, key=lambda index: float(np.median(self.final_rounds[str(index)])))]
         best = self.trials[0]
         for trial in self.trials[1:]:
             if trial.complete != best.complete:
@@ -178,6 +188,28 @@ class Search:
             elif better(trial.score, trial.loss, best.score, best.loss, self.goal.target):
                 best = trial
         return best
+
+    def _inside(self, trial: Trial) -> bool:
+        return trial.complete and self.goal.target.within_budget(trial.score)
+
+    def finalists(self) -> list[int]:
+        """Indices of the fastest trials within the budget, and of the fully quantized and the accuracy-aware model."""
+        inside = [index for index, trial in enumerate(self.trials) if self._inside(trial)]
+        fastest = sorted(inside, key=lambda index: -self.trials[index].score.speed_up)[:FINALISTS]
+        compared = [index for index, trial in enumerate(self.trials) if trial.label in COMPARED and trial.complete]
+        return list(dict.fromkeys([*fastest, *compared]))
+
+    def finals(self) -> Rounds:
+        """Time the finalists again, all in the same rounds: among many trials the fastest is the luckiest, too.
+
+        Returns:
+            Seconds of one inference per round, by index of the trial; `default` for FP32 in the default precision.
+        """
+        timing, problem = self.goal.timing, self.session.problem
+        assert timing is not None
+        models = {str(index): build_candidate(problem, self.trials[index].candidate)[0] for index in self.finalists()}
+        rounds = time_models(problem, models, replace(timing, seconds=timing.seconds * (1 + len(models))))
+        return {name: times.tolist() for name, times in rounds.items()}
 
     def candidate(self, plan: Plan, label: str) -> Candidate:
         """A candidate of a plan, with the bias correction that all candidates have."""
