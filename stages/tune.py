@@ -123,8 +123,9 @@ def _write_model(config: Config, problem: Problem, candidate: Candidate, folder:
     from stages.quantization.build import build, corrections_json, quantizers_json, save_model
 
     correction = candidate.bias_correction
-    corrections = candidate.corrections
-    model, solved = build(problem.model(), problem.statistics, candidate.plan, correction, problem.pot_compatible, corrections)
+    model, solved = build(
+        problem.model(), problem.statistics, candidate.plan, correction, problem.pot_compatible, candidate.corrections, problem.tuned
+    )
     algorithm = ("FastBiasCorrection" if correction.use_fast_bias else "BiasCorrection") if correction.enabled else None
     save_model(model, folder)
     preset = config.tune.space.preset or config.quantization.preset
