@@ -13,7 +13,8 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -45,32 +46,50 @@ def load_config(path: Path = artifacts.CONFIG) -> Config:
     return typed(Config, yaml.load(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader)))
 
 
-def compose(overrides: Sequence[str] = ()) -> dict[str, Any]:
+def compose(overrides: Sequence[str] = (), params: Path = PARAMS) -> dict[str, Any]:
     """The merged but unchecked configuration of the project in the current folder.
 
     Args:
         overrides: Hydra overrides on top of params.yaml, e.g. `quantization.preset=mixed` or `data=arrays`.
+        params: A file of this name in another folder, in place of the project's own.
 
     Raises:
-        ConfigError: when a file is not valid YAML, a group option does not exist, or an override does not fit.
+        ConfigError: when a file is not valid YAML, a group option does not exist, an override does not fit, or params.yaml hides
+            a part of the experiment.
     """
+    values = merge(overrides, params)
+    _check_experiment(overrides, params)
+    return values
+
+
+def merge(overrides: Sequence[str] = (), params: Path = PARAMS, *, resolve: bool = True) -> dict[str, Any]:
+    """What `compose` checks; interpolations stay as they are unless they are to be resolved."""
+    import hydra
+    from omegaconf import OmegaConf
+
+    place = [f"hydra.searchpath=['file://{params.parent.resolve()}']"] if params != PARAMS else []
+    with composing():
+        values = OmegaConf.to_container(hydra.compose("config", overrides=[*place, *overrides]), resolve=resolve)
+    assert isinstance(values, dict)
+    return {str(key): value for key, value in values.items()}
+
+
+@contextmanager
+def composing() -> Iterator[None]:
+    """Hydra set up for conf/, its errors in one line each."""
     import hydra
     from hydra.errors import HydraException, MissingConfigException
-    from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
     try:
         with hydra.initialize_config_dir(str(CONF.resolve()), version_base="1.3"):
-            values = OmegaConf.to_container(hydra.compose("config", overrides=list(overrides)), resolve=True)
+            yield
     except MissingConfigException as error:
         raise ConfigError(_no_such_option(error.missing_cfg_file, error.options, str(error))) from None
     except (HydraException, OmegaConfBaseException) as error:
         raise ConfigError(_composition_error(error)) from None
     except yaml.YAMLError as error:
         raise ConfigError(_yaml_error(error)) from None
-    assert isinstance(values, dict)
-    _check_experiment(overrides)
-    return {str(key): value for key, value in values.items()}
 
 
 def completed(config: Config) -> Config:
@@ -150,12 +169,12 @@ def _user_code(sections: Sequence[object]) -> dict[str, str]:
     return {path.as_posix(): artifacts.file_sha256(path) for path in own if path.parts[0] != "stages" and "site-packages" not in path.parts}
 
 
-def _check_experiment(overrides: Sequence[str]) -> None:
+def _check_experiment(overrides: Sequence[str], params: Path) -> None:
     """Refuse an experiment of which params.yaml, coming later, would hide one half: the rest makes no sense without it."""
     given = dict(override.split("=", 1) for override in overrides if "=" in override)
-    chosen = _choices(PARAMS)
+    chosen = choices(params)
     name = given.get("experiment", chosen.get("experiment"))
-    for group, option in _choices(CONF / "experiment" / f"{name}.yaml").items():
+    for group, option in choices(CONF / "experiment" / f"{name}.yaml").items():
         if group not in given and chosen.get(group, option) != option:
             raise ConfigError(
                 f"defaults: 'override /{group}: {chosen[group]}' in {PARAMS} hides what the experiment '{name}' chooses, {show(option)}; "
@@ -163,7 +182,7 @@ def _check_experiment(overrides: Sequence[str]) -> None:
             )
 
 
-def _choices(path: Path) -> dict[str, Any]:
+def choices(path: Path) -> dict[str, Any]:
     """The options that the `override /group: option` lines of a file choose."""
     content = yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else None
     entries = content.get("defaults") if isinstance(content, dict) else None

@@ -51,7 +51,7 @@ def guarded(name: str, work: Callable[[], dict[str, Any] | None]) -> int:
 
     Only errors that the user can act on become a line; any other exception is a defect and keeps its traceback.
     """
-    _quiet_libraries()
+    quiet_libraries()
     _die_with_dvc()
     try:
         with _alone(name):
@@ -156,7 +156,7 @@ def _ancestors_up_to_dvc() -> list[int]:
     return chain
 
 
-def _quiet_libraries() -> None:
+def quiet_libraries() -> None:
     """Keep libraries that are imported later from calling home: results must not depend on a network."""
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     # OpenVINO has no switch for it, but falls back to a stub where the package cannot be imported.

@@ -13,6 +13,7 @@ Examples:
 from __future__ import annotations
 
 import dataclasses
+import fcntl
 import hashlib
 import json
 import logging
@@ -22,10 +23,11 @@ import sqlite3
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterable, Iterator
-from contextlib import closing, suppress
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
+from urllib.parse import quote
 
 from stages import artifacts
 from stages.errors import UserError
@@ -41,8 +43,10 @@ NAME = "track"
 KEY_TAG = "content_key"
 LONGEST_VALUE = 6000  # of a parameter in MLflow
 BATCH = 100  # parameters that MLflow takes at once
+LATER = "TRACK_LATER"  # in the environment of a sweep's jobs: the sweep itself logs their results
 SQLITE = "sqlite:///"
 UI = "http://127.0.0.1:5000"
+COMPARISON = "comparison.html"
 
 
 class Run(NamedTuple):
@@ -50,6 +54,7 @@ class Run(NamedTuple):
 
     name: str
     experiment_id: str
+    id: str
 
 
 def main(config: Config) -> None:
@@ -62,14 +67,32 @@ def main(config: Config) -> None:
     if not config.tracking.enabled:
         print("MLflow: off (tracking.enabled is false)")
         return
+    if LATER in os.environ:
+        print("MLflow: the sweep logs this result")
+        return
     uri = tracking_uri(config)
-    logged = find_in_sqlite(uri, config.tracking.experiment, key)
-    if logged is None:
-        logged, new = _log(config, uri, key)
-    else:
-        new = False
+    logged, new = log(config, uri)
     print(f"MLflow: {'logged' if new else 'already logged'} as {logged.name}")
     print(f"compare: {comparison(uri, logged.experiment_id)}")
+
+
+def log(config: Config, uri: str, label: str = "") -> tuple[Run, bool]:
+    """Log the result in build/ unless it is there already: its run, and whether it is new.
+
+    Args:
+        config: What the result was made from.
+        uri: From `tracking_uri`.
+        label: What a new run is called, beside a part of its key; the preset where it is empty.
+
+    Raises:
+        UserError: MLflow refuses or cannot be reached.
+    """
+    key = content_key(config)
+    logged = find_in_sqlite(uri, config.tracking.experiment, key)
+    if logged is not None:
+        return logged, False
+    with _client(uri) as client:
+        return _log(client, config, uri, key, label)
 
 
 # ------------------------------------------------------------------------------------------------ identity, place
@@ -97,15 +120,54 @@ def tracking_uri(config: Config) -> str:
     return f"{SQLITE}{((root if root.is_dir() else Path()) / uri.removeprefix(SQLITE)).resolve()}"
 
 
-def comparison(uri: str, experiment_id: str) -> str:
-    """How to open the experiment's runs side by side in the MLflow UI."""
+def comparison(uri: str, experiment_id: str, runs: Sequence[str] = ()) -> str:
+    """How to open an experiment's runs side by side in the MLflow UI: all of them, or those with the given ids."""
     page = f"#/experiments/{experiment_id}/runs?workflowType=machine_learning&compareRunsMode=CHART"
+    if runs:
+        listed = ", ".join(f"'{run}'" for run in runs)
+        page += f"&searchFilter={quote(f'attributes.run_id IN ({listed})')}"
+    return how_to_open(uri, page)
+
+
+def how_to_open(uri: str, page: str) -> str:
+    """The command that starts the MLflow UI where no server runs, and the address of one of its pages."""
     if uri.startswith("http"):
         return f"{without_password(uri).rstrip('/')}/{page}"
     path = Path(uri.removeprefix(SQLITE))
     if uri.startswith(SQLITE) and path.is_relative_to(Path.cwd()):
         uri = f"{SQLITE}{path.relative_to(Path.cwd())}"
     return f"mlflow ui --backend-store-uri {without_password(uri)}\n         {UI}/{page}"
+
+
+def log_sweep(uri: str, experiment: str, name: str, summary: str, html: str) -> str:
+    """Log a sweep's comparison as a run of its own, unless the same one is there already; the page of the UI that shows it.
+
+    It stands in an experiment beside the results' own, where it is in the way of none of their charts.
+
+    Args:
+        uri: From `tracking_uri`.
+        experiment: Of the results.
+        name: What a new run is called.
+        summary: Shown as the run's description.
+        html: The comparison, a page that needs nothing but itself.
+
+    Raises:
+        UserError: MLflow refuses or cannot be reached.
+    """
+    key = hashlib.sha256(html.encode()).hexdigest()[:32]
+    experiment = f"{experiment} sweeps"
+    run = find_in_sqlite(uri, experiment, key)
+    if run is None:
+        with _client(uri) as client:
+            from mlflow.entities import RunStatus
+
+            experiment_id = _experiment(client, uri, experiment)
+            tags = {KEY_TAG: key, "mlflow.source.name": "stages.sweep", "mlflow.note.content": f"```\n{summary}\n```", **_git_commit()}
+            run_id = client.create_run(experiment_id, run_name=name, tags=tags).info.run_id
+            client.log_text(run_id, html, COMPARISON)
+            client.set_terminated(run_id, RunStatus.to_string(RunStatus.FINISHED))
+            run = Run(name, experiment_id, run_id)
+    return f"#/experiments/{run.experiment_id}/runs/{run.id}/artifacts/{COMPARISON}?workflowType=machine_learning"
 
 
 def without_password(text: str) -> str:
@@ -119,7 +181,7 @@ def find_in_sqlite(uri: str, experiment: str, key: str) -> Run | None:
     if not uri.startswith(SQLITE) or not path.exists():
         return None
     query = """
-        SELECT runs.name, runs.experiment_id FROM runs
+        SELECT runs.name, runs.experiment_id, runs.run_uuid FROM runs
         JOIN tags ON tags.run_uuid = runs.run_uuid
         JOIN experiments ON experiments.experiment_id = runs.experiment_id
         WHERE tags.key = ? AND tags.value = ? AND experiments.name = ?
@@ -127,7 +189,7 @@ def find_in_sqlite(uri: str, experiment: str, key: str) -> Run | None:
     """
     with suppress(sqlite3.Error), closing(sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True, timeout=5)) as database:
         row = database.execute(query, (KEY_TAG, key, experiment)).fetchone()
-        return Run(row[0], str(row[1])) if row else None
+        return Run(row[0], str(row[1]), row[2]) if row else None
     return None
 
 
@@ -146,8 +208,9 @@ def _warn_of_stale_inputs() -> None:
 # ------------------------------------------------------------------------------------------------ logging
 
 
-def _log(config: Config, uri: str, key: str) -> tuple[Run, bool]:
-    """Log through MLflow, unless it has the result already; the run, and whether it is new.
+@contextmanager
+def _client(uri: str) -> Iterator[MlflowClient]:
+    """MLflow's client; one process at a time has it where the store is an SQLite file, which several could not create at once.
 
     Raises:
         UserError: MLflow refuses or cannot be reached.
@@ -162,17 +225,34 @@ def _log(config: Config, uri: str, key: str) -> tuple[Run, bool]:
     for name in ("alembic", "mlflow"):  # they tell every step of making an SQLite file
         logging.getLogger(name).setLevel(logging.WARNING)
     try:
-        client = MlflowClient(uri)
-        experiment_id = _experiment(client, uri, config.tracking.experiment)
-        same_key = client.search_runs([experiment_id], f"tags.{KEY_TAG} = '{key}'")
-        for run in same_key:
-            if run.info.status == "FINISHED":
-                return Run(run.info.run_name or run.info.run_id, experiment_id), False
-            if run.info.status == "RUNNING":  # its process was killed
-                client.set_terminated(run.info.run_id, "KILLED")
-        return _log_run(client, config, experiment_id, key), True
+        with _only_writer(uri):
+            yield MlflowClient(uri)
     except (MlflowException, SQLAlchemyError, ImportError, PermissionError) as error:  # ImportError: a driver is missing
         raise UserError(f"MLflow at {without_password(uri)}: {without_password(str(error).splitlines()[0])}") from error
+
+
+@contextmanager
+def _only_writer(uri: str) -> Iterator[None]:
+    """Hold the lock beside an SQLite store; the kernel releases it however the process ends."""
+    path = Path(uri.removeprefix(SQLITE))
+    if not uri.startswith(SQLITE) or not path.parent.is_dir():  # no place for a store either: MLflow says so
+        yield
+        return
+    with open(f"{path}.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def _log(client: MlflowClient, config: Config, uri: str, key: str, label: str) -> tuple[Run, bool]:
+    """Log through MLflow, unless it has the result already; the run, and whether it is new."""
+    experiment_id = _experiment(client, uri, config.tracking.experiment)
+    same_key = client.search_runs([experiment_id], f"tags.{KEY_TAG} = '{key}'")
+    for found in same_key:
+        if found.info.status == "FINISHED":
+            return Run(found.info.run_name or found.info.run_id, experiment_id, found.info.run_id), False
+        if found.info.status == "RUNNING":  # its process was killed
+            client.set_terminated(found.info.run_id, "KILLED")
+    return _log_run(client, config, experiment_id, key, label), True
 
 
 def _experiment(client: MlflowClient, uri: str, name: str) -> str:
@@ -186,14 +266,14 @@ def _experiment(client: MlflowClient, uri: str, name: str) -> str:
     return client.create_experiment(name, artifact_location=location, tags={"mlflow.experimentKind": "custom_model_development"})
 
 
-def _log_run(client: MlflowClient, config: Config, experiment_id: str, key: str) -> Run:
+def _log_run(client: MlflowClient, config: Config, experiment_id: str, key: str, label: str) -> Run:
     """One new run; FAILED when anything goes wrong, so that the next attempt logs it again."""
     from mlflow.entities import Metric, Param, RunStatus
 
     end = int(1000 * time.time())
     # The duration that MLflow shows is that of the stages, also when DVC restored them from its cache.
     start = end - int(1000 * sum(record["seconds"] for record in _records().values()))
-    name = f"{config.quantization.preset}·{key[:6]}"
+    name = f"{label or config.quantization.preset}·{key[:6]}"
     tags = {KEY_TAG: key, "mlflow.source.name": "dvc repro", "mlflow.note.content": f"```\n{summary(config)}\n```", **_git_commit()}
     run_id = client.create_run(experiment_id, start_time=start, run_name=name, tags=tags).info.run_id
     status = RunStatus.to_string(RunStatus.FAILED)
@@ -206,7 +286,7 @@ def _log_run(client: MlflowClient, config: Config, experiment_id: str, key: str)
         status = RunStatus.to_string(RunStatus.FINISHED)
     finally:
         client.set_terminated(run_id, status, end_time=end)
-    return Run(name, experiment_id)
+    return Run(name, experiment_id, run_id)
 
 
 def _log_files(client: MlflowClient, run_id: str, config: Config) -> None:

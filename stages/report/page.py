@@ -6,9 +6,13 @@ import hashlib
 import subprocess
 from contextlib import suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from stages import artifacts
 from stages.schema import Config
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
 
 REPORT = artifacts.BUILD / "report.html"
 HERE = Path(__file__).parent
@@ -36,14 +40,16 @@ def write(config: Config, key: str) -> bool:
 
 def rendered(config: Config, key: str, fingerprint: str = "") -> str:
     """The page: everything that comes from artifacts is escaped, nothing is loaded from elsewhere."""
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
     from stages.report.contents import contents
 
-    environment = Environment(
-        loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    return environment.get_template("page.html").render(report=contents(config, key), fingerprint=fingerprint)
+    return environment().get_template("page.html").render(report=contents(config, key), fingerprint=fingerprint)
+
+
+def environment() -> Environment:
+    """Jinja, set up for the templates beside this file."""
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    return Environment(loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
 
 
 def _fingerprint(key: str) -> str:
