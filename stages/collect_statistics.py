@@ -36,14 +36,14 @@ def main(config: Config) -> dict[str, Any]:
 
     model = engine.core().read_model(artifacts.folder("prepare") / "model.xml")
     samples = calibration_samples(config)
-    points = statistics_points(read_graph(model), read_target(config.target_device), every_channel=config.collect_statistics.perchannel)
+    asked = config.collect_statistics
+    points = statistics_points(read_graph(model), read_target(config.target_device), asked.perchannel, asked.output_means)
 
     def infer(instrumented: ov.Model) -> Iterator[list[np.ndarray]]:
         compiled = engine.compile(instrumented, config.engine, "f32")
         return engine.infer(compiled, progress(samples, NAME, total=len(samples)))
 
-    probabilities = config.collect_statistics
-    statistics = collect(model, points, probabilities.outlier_probs, probabilities.channel_outlier_probs, infer, len(samples))
+    statistics = collect(model, points, asked.outlier_probs, asked.channel_outlier_probs, infer, len(samples))
     with artifacts.writing(artifacts.folder(NAME)) as folder:
         save(statistics, folder)
     return {"samples": len(samples), "tensors": len(points.tensors)}

@@ -425,6 +425,8 @@ RERUNS: dict[str, set[str]] = {
     "quantization: {range_estimator: {preset: quantile}}": {"collect_statistics", "quantize"},
     "quantization: {range_estimator: {max: {type: quantile, outlier_prob: 1e-3}}}": {"collect_statistics", "quantize"},
     "quantization: {stat_subset_size: 100}": {"collect_statistics", "quantize", "correct_bias"},
+    # POT's fast bias correction reads mean outputs, which are stored for it alone.
+    "quantization: {pot_compatible: true}": {"collect_statistics", "quantize", "correct_bias"},
     "quantization: {ignored: {scope: [conv]}}": {"quantize"},
     "bias_correction: {threshold: 3}": {"correct_bias"},
     "layerwise_tuning: {use_layerwise_tuning: true}": {"correct_bias"},

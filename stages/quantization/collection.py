@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,34 +18,28 @@ from openvino import opset13 as op
 
 from stages.errors import UserError
 from stages.quantization.alignment import TAIL, pair_alignment
-from stages.quantization.graph import Graph, Port, bias_add, input_channel_axis, output_channel_axis, read_graph
+from stages.quantization.graph import Graph, Port, bias_add, input_channel_axis, output_channel_axis
+from stages.quantization.passes import Infer, Store, Wanted, run_pass
 from stages.quantization.plan import TensorName
-from stages.quantization.points import Points
+from stages.quantization.points import Points, is_non_negative
 from stages.quantization.statistics import Array, Statistics
-from stages.quantization.tails import channel_extremes, channel_tails_in_graph, extremes, tail_length, tails_in_graph
-
-Store = Callable[[int, NDArray[Any]], None]  # keep the value of the sample at a position
-Infer = Callable[[ov.Model], Iterable[Sequence[NDArray[Any]]]]
-
-
-class _Output(NamedTuple):
-    """One model output of the instrumented graph and what to do with its values."""
-
-    order: int  # place of its producer in the graph
-    output: ov.Output
-    store: Store
+from stages.quantization.tail_search import Ends, find_tails
+from stages.quantization.tails import extremes, tail_length
 
 
 class _Tails(NamedTuple):
-    """Tails of whole tensors, or of their channels: how they are found, how far they reach, and where they go."""
+    """Tails of whole tensors, or of their channels: how far they reach, and where they go."""
 
     lowest: dict[TensorName, Array]
     highest: dict[TensorName, Array]
     size: dict[TensorName, NDArray[np.int64]]
-    in_graph: Callable[[ov.Output, int], tuple[ov.Output, ov.Output]]
-    of_array: Callable[..., Array]
-    count: Callable[[tuple[int, ...]], int]  # values that a tail is taken of, from the tensor's shape
+    columns: Callable[[NDArray[Any]], NDArray[Any]]  # of samples [n, *tensor shape]: what a tail is taken of, in the last axis
+    count: Callable[[Sequence[int]], int]  # how many values that are, from the tensor's shape
     probabilities: Sequence[float]
+
+    def length(self, shape: Sequence[int]) -> int:
+        """How many values a tail of a tensor of that shape needs."""
+        return tail_length(self.count(shape), self.probabilities)
 
 
 def collect(
@@ -75,124 +69,155 @@ def collect(
     statistics = Statistics(samples)
     statistics.derived = {_name(port): (_name(source), scale, offset) for port, (source, scale, offset) in points.derived.items()}
 
-    def of_samples(graph: Graph) -> Iterator[_Output]:
-        return _outputs(graph, points, outlier_probs, channel_outlier_probs, statistics)
+    def of_samples(graph: Graph) -> Iterator[Wanted]:
+        return _wanted(graph, points, outlier_probs, channel_outlier_probs, statistics)
 
-    def of_aligned(graph: Graph) -> Iterator[_Output]:
-        return _aligned_outputs(graph, points, outlier_probs, statistics)
+    def of_aligned(graph: Graph) -> Iterator[Wanted]:
+        return _wanted_aligned(graph, points, outlier_probs, statistics)
 
-    _run(model, of_samples, infer, samples)
+    run_pass(model, of_samples, infer, samples)
     for table in (statistics.input_mean, statistics.output_mean):
         for name in table:
             table[name] = table[name] / samples
     if channel_outlier_probs and points.pairs:
-        _run(model, of_aligned, infer, samples)
+        run_pass(model, of_aligned, infer, samples)
     return statistics
 
 
-def _run(model: ov.Model, outputs_of: Callable[[Graph], Iterator[_Output]], infer: Infer, samples: int) -> None:
-    """Run a copy of the model whose outputs are `outputs_of` its graph, and store their values."""
-    clone = model.clone()
-    outputs = sorted(outputs_of(read_graph(clone)), key=lambda output: output.order)
-    if not outputs:
-        return
-    for result in list(clone.get_results()):
-        clone.remove_result(result)
-    clone.add_results([op.result(output.output) for output in outputs])
-    clone.validate_nodes_and_infer_types()
-    seen = 0
-    for values in infer(clone):
-        for output, value in zip(outputs, values, strict=True):
-            output.store(seen, value)
-        seen += 1
-    if seen != samples:
-        raise UserError(f"{seen} calibration samples were read where {samples} were expected")
+# -------------------------------------------------------------------------------------------------------------- wanted
 
 
-# ------------------------------------------------------------------------------------------------------------- outputs
-
-
-def _outputs(
+def _wanted(
     graph: Graph, points: Points, outlier_probs: Sequence[float], channel_outlier_probs: Sequence[float], statistics: Statistics
-) -> Iterator[_Output]:
+) -> Iterator[Wanted]:
     """Everything that the points ask for. They were read from another copy of the model: names lead to this one."""
-    whole = _whole(statistics.lowest, statistics.highest, statistics.size, outlier_probs)
+    whole = _of_tensors(statistics.lowest, statistics.highest, statistics.size, outlier_probs)
     channel = _Tails(
         statistics.channel_lowest,
         statistics.channel_highest,
         statistics.channel_size,
-        channel_tails_in_graph,
-        channel_extremes,
+        _channel_columns,
         lambda shape: math.prod(shape) // shape[1],
         channel_outlier_probs,
     )
+    tensors, perchannel = set(points.tensors), set(points.perchannel)
     aligned = {second.inputs[0] for _, second in points.pairs}
-    for port in points.tensors:
+    for port in dict.fromkeys([*points.tensors, *points.perchannel]):
         twin = _twin(graph, port)
-        yield from _tails(twin, _output(twin), whole, statistics.samples)
-    for port in points.perchannel:
-        twin = _twin(graph, port)
-        tails = channel._replace(probabilities=[*channel_outlier_probs, TAIL]) if port in aligned else channel
-        yield from _tails(twin, _output(twin), tails, statistics.samples)
+        of_channels = channel._replace(probabilities=[*channel_outlier_probs, TAIL]) if port in aligned else channel
+        yield from _tails(
+            twin, _output(twin), whole if port in tensors else None, of_channels if port in perchannel else None, statistics.samples
+        )
     for node in (graph.by_name[node.name] for node in points.inputs):
         port = node.inputs[0]
-        yield _Output(port.node.order, _mean(port, input_channel_axis(node)), _sum(statistics.input_mean, node.name))
+        yield Wanted(port.node.order, _mean(port, input_channel_axis(node)), _sum(statistics.input_mean, node.name))
         shape = port.node.shapes[port.index] or ()
         if -1 in shape:
-            yield _Output(port.node.order, op.shape_of(_output(port)).output(0), _shapes(statistics.input_shape, node.name))
+            yield Wanted(port.node.order, op.shape_of(_output(port)).output(0), _shapes(statistics.input_shape, node.name))
         else:
             statistics.input_shape[node.name] = shape
     for node in (graph.by_name[node.name] for node in points.outputs):
         end = bias_add(node) or node
-        yield _Output(end.order, _mean(Port(end, 0), output_channel_axis(node)), _sum(statistics.output_mean, node.name))
+        yield Wanted(end.order, _mean(Port(end, 0), output_channel_axis(node)), _sum(statistics.output_mean, node.name))
 
 
-def _aligned_outputs(graph: Graph, points: Points, outlier_probs: Sequence[float], statistics: Statistics) -> Iterator[_Output]:
+def _wanted_aligned(graph: Graph, points: Points, outlier_probs: Sequence[float], statistics: Statistics) -> Iterator[Wanted]:
     """The tails of the aligned tensors, aligned as the first pass says."""
     sizes: dict[TensorName, NDArray[np.int64]] = {}
-    tails = _whole(statistics.aligned_lowest, statistics.aligned_highest, sizes, outlier_probs)
+    tails = _of_tensors(statistics.aligned_lowest, statistics.aligned_highest, sizes, outlier_probs)
     for first, second in points.pairs:
         port = _twin(graph, second.inputs[0])
         alignment = pair_alignment(first, second, statistics)
         channels = (-1, *[1] * (len(port.node.shapes[port.index] or ()) - 2))
         shift, scale = (op.constant(values.astype(np.float32).reshape(channels)) for values in (alignment.shift, alignment.scale))
         output = op.divide(op.subtract(_output(port), shift), scale).output(0)
-        yield from _tails(port, output, tails, statistics.samples)
+        yield from _tails(port, output, tails, None, statistics.samples)
 
 
-def _whole(
+def _of_tensors(
     lowest: dict[TensorName, Array],
     highest: dict[TensorName, Array],
     size: dict[TensorName, NDArray[np.int64]],
     probabilities: Sequence[float],
 ) -> _Tails:
-    return _Tails(lowest, highest, size, tails_in_graph, extremes, math.prod, probabilities)
+    return _Tails(lowest, highest, size, lambda values: values.reshape(len(values), -1), math.prod, probabilities)
 
 
-def _tails(port: Port, output: ov.Output, tails: _Tails, samples: int) -> Iterator[_Output]:
+def _channel_columns(values: NDArray[Any]) -> NDArray[Any]:
+    """The values of each channel (axis 1 of a tensor) of samples [n, N, C, ...] -> [n, C, N * ...]."""
+    return np.moveaxis(values, 2, 1).reshape(len(values), values.shape[2], -1)
+
+
+def _tails(port: Port, output: ov.Output, whole: _Tails | None, channels: _Tails | None, samples: int) -> Iterator[Wanted]:
     """Where the lowest and highest values of `output` come from: few values of a static shape, else the whole tensor.
 
     They are kept as those of `port`.
     """
-    name, shape = _name(port), port.node.shapes[port.index]
-    size = tails.count(shape) if shape is not None and -1 not in shape else None
-    tails.size[name] = np.zeros(samples, np.int64)
+    name, shape, order = _name(port), port.node.shapes[port.index], port.node.order
+    for tails in filter(None, (whole, channels)):
+        tails.size[name] = np.zeros(samples, np.int64)
+    if shape is None or -1 in shape:
+
+        def store(position: int, values: NDArray[Any]) -> None:
+            for tails in filter(None, (whole, channels)):
+                columns = tails.columns(values)
+                tails.size[name][position] = columns.shape[-1]
+                for table, upper in ((tails.lowest, False), (tails.highest, True)):
+                    _keep(table, name, position, extremes(columns, tails.length(values.shape[1:]), upper=upper), samples)
+
+        yield Wanted(order, output, store)
+        return
+    # Where the two tails of a small tensor overlap, both must be what they are.
+    overlap = whole is not None and whole.count(shape) <= 2 * whole.length(shape)
+    lowest = overlap or not is_non_negative(port)
+    found = find_tails(output, whole and whole.length(shape), channels and channels.length(shape), lowest)
+    for asked, ends, columns in ((whole, found.whole, _flat), (channels, found.channels, _as_they_are)):
+        if asked is not None and ends is not None:
+            asked.size[name][:] = asked.count(shape)
+            yield from _searched(name, order, ends, asked, asked.length(shape), columns, samples)
+
+
+def _searched(
+    name: TensorName,
+    order: int,
+    ends: Ends,
+    tails: _Tails,
+    length: int,
+    columns: Callable[[NDArray[Any]], NDArray[Any]],
+    samples: int,
+) -> Iterator[Wanted]:
+    """Keep the tails among the candidates that leave the graph."""
 
     def storing(table: dict[TensorName, Array], upper: bool) -> Store:
-        def store(position: int, value: NDArray[Any]) -> None:
-            tails.size[name][position] = count = tails.count(value.shape) if size is None else size
-            tail = tails.of_array(value, tail_length(count, tails.probabilities), upper=upper)
-            stored, length = table.setdefault(name, np.full((samples, *tail.shape[:-1], 1), np.nan, np.float32)), tail.shape[-1]
-            if stored.shape[-1] < length:
-                missing = np.full((*stored.shape[:-1], length - stored.shape[-1]), np.nan, np.float32)
-                table[name] = stored = np.concatenate([stored, missing], axis=-1)
-            stored[position, ..., :length] = tail
+        return lambda position, values: _keep(table, name, position, extremes(columns(values), length, upper=upper), samples)
 
-        return store
+    low, high = storing(tails.lowest, False), storing(tails.highest, True)
+    if ends[0] is None:
 
-    ends = (output, output) if size is None else tails.in_graph(output, tail_length(size, tails.probabilities))
-    for end, table, upper in zip(ends, (tails.lowest, tails.highest), (False, True), strict=True):
-        yield _Output(port.node.order, end, storing(table, upper))
+        def highest(position: int, values: NDArray[Any]) -> None:
+            high(position, values)
+            if name not in tails.lowest:
+                tails.lowest[name] = np.zeros_like(tails.highest[name])
+
+        yield Wanted(order, ends[1], highest)
+    elif ends[0] == ends[1]:
+
+        def both(position: int, values: NDArray[Any]) -> None:
+            low(position, values)
+            high(position, values)
+
+        yield Wanted(order, ends[0], both)
+    else:
+        yield Wanted(order, ends[0], low)
+        yield Wanted(order, ends[1], high)
+
+
+def _flat(values: NDArray[Any]) -> NDArray[Any]:
+    return values.reshape(len(values), -1)
+
+
+def _as_they_are(values: NDArray[Any]) -> NDArray[Any]:
+    return values
 
 
 def _twin(graph: Graph, port: Port) -> Port:
@@ -219,12 +244,26 @@ def _mean(port: Port, channel_axis: int) -> ov.Output:
 # ------------------------------------------------------------------------------------------------------------- storing
 
 
+def _keep(table: dict[TensorName, Array], name: TensorName, position: int, tails: Array, samples: int) -> None:
+    """Enter the tails [n, ..., k] of n samples; the table grows with the longest, and what is missing is NaN."""
+    length = tails.shape[-1]
+    stored = (
+        table.setdefault(name, np.full((samples, *tails.shape[1:-1], length), np.nan, np.float32)) if name not in table else table[name]
+    )
+    if stored.shape[-1] < length:
+        missing = np.full((*stored.shape[:-1], length - stored.shape[-1]), np.nan, np.float32)
+        table[name] = stored = np.concatenate([stored, missing], axis=-1)
+    stored[position : position + len(tails), ..., :length] = tails
+
+
 def _sum(table: dict[str, NDArray[np.float64]], name: str) -> Store:
-    def store(position: int, value: NDArray[Any]) -> None:
+    def store(position: int, values: NDArray[Any]) -> None:
         # Reductions pass over a NaN; a mean does not.
-        if not math.isfinite(value.sum()):
-            raise UserError(f"the model computes values that are not finite at {name} for calibration sample {position}")
-        table[name] = table[name] + value if name in table else value.astype(np.float64)
+        finite = np.isfinite(values).reshape(len(values), -1).all(axis=1)
+        if not finite.all():
+            sample = position + int(np.flatnonzero(~finite)[0])
+            raise UserError(f"the model computes values that are not finite at {name} for calibration sample {sample}")
+        table[name] = table.get(name, 0.0) + values.sum(axis=0, dtype=np.float64)
 
     return store
 
@@ -232,8 +271,8 @@ def _sum(table: dict[str, NDArray[np.float64]], name: str) -> Store:
 def _shapes(table: dict[str, tuple[int, ...]], name: str) -> Store:
     counts: Counter[tuple[int, ...]] = Counter()
 
-    def store(position: int, value: NDArray[Any]) -> None:
-        counts[tuple(int(size) for size in value)] += 1
+    def store(position: int, values: NDArray[Any]) -> None:
+        counts.update(tuple(int(size) for size in value) for value in values)
         table[name] = counts.most_common(1)[0][0]
 
     return store

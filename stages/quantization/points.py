@@ -20,6 +20,8 @@ from stages.quantization.weights import weight_layout
 
 # Operations that only rearrange values: what is known of a whole tensor is known of their input.
 REARRANGING = frozenset({"Reshape", "Transpose", "Squeeze", "Unsqueeze"})
+NON_NEGATIVE = frozenset({"Abs", "Exp", "HardSigmoid", "HSigmoid", "ReLU", "Relu", "Sigmoid", "SoftMax", "Softmax", "Sqrt"})
+KEEPING_SIGN = REARRANGING | frozenset({"AvgPool", "Concat", "MaxPool", "ReduceMax", "ReduceMean"})
 # From x * scale + offset in f32, with |offset| up to this many times |scale|, x comes back to about a millionth.
 LARGEST_OFFSET = 16.0
 
@@ -40,7 +42,7 @@ class Points:
     perchannel: list[Port]  # minimum and maximum per channel (axis 1)
     pairs: list[tuple[Node, Node]]  # between which channels may be aligned
     inputs: list[Node]  # weighted operations: mean of the data input per channel
-    outputs: list[Node]  # weighted operations: mean of the output per channel, where arithmetic cannot tell it
+    outputs: list[Node]  # weighted operations: mean of the output per channel, where asked for and arithmetic cannot tell it
     derived: dict[Port, Derived]  # tensors that need no collection
 
 
@@ -91,8 +93,16 @@ def _scalar_step(port: Port) -> tuple[Port, float, float] | None:
     return None
 
 
-def statistics_points(graph: Graph, target: Target, every_channel: bool = False) -> Points:
-    """The points of `graph` for `target`. every_channel: per-channel minima and maxima of all tensors."""
+def statistics_points(graph: Graph, target: Target, every_channel: bool = False, output_means: bool = False) -> Points:
+    """The points of `graph` for `target`.
+
+    Args:
+        graph: Of the floating-point model.
+        target: The device.
+        every_channel: Per-channel minima and maxima of all tensors.
+        output_means: Means of outputs, too. They cost more than all other means: an output that is read before its
+            activation function cannot be fused with that.
+    """
     blocks = ignored_blocks(graph, target.rules)
     tensors: dict[Port, None] = {}
     channels: dict[Port, None] = {}
@@ -113,7 +123,7 @@ def statistics_points(graph: Graph, target: Target, every_channel: bool = False)
         perchannel=_in_order({*filter(has_channels, channels), *(second.inputs[0] for _, second in pairs)}),
         pairs=pairs,
         inputs=weighted,
-        outputs=[node for node in weighted if not mean_is_linear(node)],
+        outputs=[node for node in weighted if output_means and not mean_is_linear(node)],
         derived=derived,
     )
 
@@ -130,6 +140,14 @@ def has_channels(port: Port) -> bool:
     """Whether a tensor has a known number of channels, on axis 1."""
     shape = port.node.shapes[port.index] or ()
     return len(shape) > 1 and shape[1] > 0
+
+
+def is_non_negative(port: Port) -> bool:
+    """Whether an operation never gives negative values, which makes its lowest values irrelevant: its range starts at zero."""
+    node = port.node
+    if node.type in KEEPING_SIGN:
+        return all(map(is_non_negative, node.inputs if node.type == "Concat" else node.inputs[:1]))
+    return node.type in NON_NEGATIVE or (node.type == "Clamp" and float(node.attributes()["min"]) >= 0)
 
 
 def _climb(port: Port, reached: dict[Port, None]) -> None:

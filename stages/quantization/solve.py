@@ -237,6 +237,8 @@ def _correct(
     mean_input, shape = statistics.input_mean[node.name], statistics.input_shape[node.name]
     if pot_compatible and not mean_is_linear(node):
         # Besides the error of the weights this holds what the mean input does not say of the mean output.
+        if node.name not in statistics.output_mean:
+            raise UserError("statistics hold no mean outputs, which pot_compatible asks for; run `dvc repro --force collect_statistics`")
         corrected = statistics.output_mean[node.name] - mean_output(layout, quantized, mean_input, shape)
     else:
         corrected = mean_output(layout, weights - quantized, mean_input, shape) + (0.0 if bias is None else bias)

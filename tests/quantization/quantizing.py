@@ -46,7 +46,7 @@ def statistics_of(
     every_channel: bool = False,
 ) -> Statistics:
     """What one pass over the samples leaves."""
-    points = statistics_points(read_graph(tested), target(device), every_channel)
+    points = statistics_points(read_graph(tested), target(device), every_channel, output_means=True)
     return collect(tested, points, probabilities, channel_probabilities, lambda instrumented: infer(instrumented, samples), len(samples))
 
 

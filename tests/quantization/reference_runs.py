@@ -74,7 +74,9 @@ def statistics(
         for sample in data:
             yield list(compiled([sample[None]]).values())
 
-    return collect(read, statistics_points(graph, target(device), every_channel), probabilities, probabilities, infer, samples)
+    return collect(
+        read, statistics_points(graph, target(device), every_channel, output_means=True), probabilities, probabilities, infer, samples
+    )
 
 
 @dataclass(frozen=True)

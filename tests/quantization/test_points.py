@@ -13,7 +13,7 @@ from openvino import opset13 as op
 from stages import schema
 from stages.quantization.graph import Port, read_graph
 from stages.quantization.plan import TensorName
-from stages.quantization.points import Points, mean_is_linear, statistics_points
+from stages.quantization.points import Points, is_non_negative, mean_is_linear, statistics_points
 from tests.quantization.quantizing import plan_of, statistics_of, tensor
 from tests.quantization.random_models import models
 from tests.quantization.reference_runs import target
@@ -21,7 +21,7 @@ from tests.quantization.small import constant, convolution, images, matmul, mode
 
 
 def points_of(tested: ov.Model, every_channel: bool = False) -> Points:
-    return statistics_points(read_graph(tested), target(), every_channel)
+    return statistics_points(read_graph(tested), target(), every_channel, output_means=True)
 
 
 def names(ports: list[Port]) -> list[str]:
@@ -59,6 +59,7 @@ def test_means_that_follow_from_others_are_not_collected() -> None:
     graph = read_graph(tested)
     assert {name: mean_is_linear(graph.by_name[name]) for name in cases} == {name: linear for name, (*_, linear) in cases.items()}
     assert sorted(node.name for node in points_of(tested).outputs) == ["padded", "strided", "wide"]
+    assert statistics_points(read_graph(tested), target()).outputs == []  # but for POT's own bias correction
     assert mean_is_linear(read_graph(model(matmul(x, random(8, 2)), x)).by_name["matmul"])
 
 
@@ -121,3 +122,20 @@ def test_statistics_hold_all_that_any_plan_needs(tested: ov.Model) -> None:
     perchannel = plan_of(tested, activations=schema.Scheme(granularity="perchannel"), allow_unsupported=True)
     every = {(port.node.name, port.index) for port in points_of(tested, every_channel=True).perchannel}
     assert all(q.source in every for q in perchannel.quantizers if q.kind == "activations" and q.channel_axis is not None)
+
+
+def test_what_is_never_negative() -> None:
+    x = parameter()
+    relu = op.relu(x)
+    for index, (node, expected) in enumerate(
+        (
+            (relu, True),
+            (op.clamp(x, 0.0, 6.0), True),
+            (op.clamp(x, -1.0, 6.0), False),
+            (op.concat([relu, op.sigmoid(x)], 1), True),
+            (op.concat([relu, x], 1), False),
+            (op.add(relu, relu), False),
+        )
+    ):
+        graph = read_graph(model(named(node, f"tested{index}"), x))
+        assert is_non_negative(Port(graph.by_name[f"tested{index}"], 0)) == expected

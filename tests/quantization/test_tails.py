@@ -11,14 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from openvino import opset13 as op
 
+from stages.quantization.tail_search import find_tails
 from stages.quantization.tails import (
     absolute_tail,
-    channel_extremes,
-    channel_tails_in_graph,
     extremes,
     tail_length,
     tail_quantile,
-    tails_in_graph,
 )
 from tests.quantization.quantizing import infer
 
@@ -104,37 +102,56 @@ SHAPES = [(7,), (1,), (3, 5), (1, 1000), (2, 7, 30), (1, 3, 16, 16), (1, 64, 12,
 @pytest.mark.parametrize("length", [1, 2, 3, 10, 40])
 @pytest.mark.parametrize("tied", [False, True])
 def test_tails_found_in_the_graph(shape: tuple[int, ...], length: int, tied: bool) -> None:
-    values = np.random.default_rng(len(shape)).normal(size=shape).astype(np.float32)
-    values = np.round(values) if tied else values
+    values = sample(shape, tied)
     length = min(length, values.size)
-    found = in_graph(tails_in_graph, values, length)
-    ordered = np.sort(values, axis=None)
-    np.testing.assert_array_equal(extremes(found[0], length, upper=False), ordered[:length])
-    np.testing.assert_array_equal(extremes(found[1], length, upper=True), ordered[::-1][:length])
-
-
-def test_few_values_leave_the_graph() -> None:
-    values = np.random.default_rng(0).normal(size=(1, 64, 56, 56)).astype(np.float32)
-    for length, most in ((1, 1), (2, values.size // 50), (30, values.size // 10)):
-        assert all(candidates.size <= most for candidates in in_graph(tails_in_graph, values, length))
+    for computed in (False, True):
+        low, high = in_graph(values, length, None, computed)
+        check(low.reshape(-1), high.reshape(-1), values.reshape(-1), length)
 
 
 @pytest.mark.parametrize("shape", [shape for shape in SHAPES if len(shape) > 1], ids=str)
 @pytest.mark.parametrize("length", [1, 2, 3, 10])
 @pytest.mark.parametrize("tied", [False, True])
 def test_tails_per_channel_found_in_the_graph(shape: tuple[int, ...], length: int, tied: bool) -> None:
+    values = sample(shape, tied)
+    columns = np.moveaxis(values, 1, 0).reshape(shape[1], -1)
+    length = min(length, columns.shape[1])
+    low, high = in_graph(values, None, length, computed=True)
+    check(low, high, columns, length)
+
+
+@pytest.mark.parametrize("shape", [shape for shape in SHAPES if len(shape) > 1], ids=str)
+def test_both_found_at_once(shape: tuple[int, ...]) -> None:
+    values = sample(shape, tied=False)
+    length = min(3, values.size)
+    low, high, channel_low, channel_high = in_graph(values, length, 1, computed=True)
+    check(low.reshape(-1), high.reshape(-1), values.reshape(-1), length)
+    check(channel_low, channel_high, np.moveaxis(values, 1, 0).reshape(shape[1], -1), 1)
+
+
+def test_few_values_leave_the_graph() -> None:
+    values = np.random.default_rng(0).normal(size=(1, 64, 56, 56)).astype(np.float32)
+    for length, most in ((1, 1), (2, values.size // 50), (30, values.size // 10)):
+        assert all(candidates.size <= most for candidates in in_graph(values, length, None, computed=True))
+
+
+def sample(shape: tuple[int, ...], tied: bool) -> np.ndarray:
     values = np.random.default_rng(len(shape)).normal(size=shape).astype(np.float32)
-    values = np.round(values) if tied else values
-    count = values.size // shape[1]
-    length = min(length, count)
-    found = in_graph(channel_tails_in_graph, values, length)
-    columns = np.sort(np.moveaxis(values, 1, 0).reshape(shape[1], count), axis=1)
-    np.testing.assert_array_equal(channel_extremes(found[0], length, upper=False), columns[:, :length])
-    np.testing.assert_array_equal(channel_extremes(found[1], length, upper=True), columns[:, ::-1][:, :length])
-    np.testing.assert_array_equal(channel_extremes(values, length, upper=True), columns[:, ::-1][:, :length])
+    return np.round(values) if tied else values
 
 
-def in_graph(find: Any, values: np.ndarray, length: int) -> list[np.ndarray]:
+def check(low: np.ndarray, high: np.ndarray, values: np.ndarray, length: int) -> None:
+    """The tails among the candidates are those of all values, along the last axis."""
+    ordered = np.sort(values, axis=-1)
+    np.testing.assert_array_equal(extremes(low, length, upper=False), ordered[..., :length])
+    np.testing.assert_array_equal(extremes(high, length, upper=True), ordered[..., ::-1][..., :length])
+
+
+def in_graph(values: np.ndarray, length: int | None, channel_length: int | None, computed: bool) -> list[np.ndarray]:
+    """What leaves the graph of a tensor from outside, or of one that an operation computes."""
     source = op.parameter(list(values.shape), np.float32)
-    model = ov.Model([op.result(end) for end in find(source.output(0), length)], [source])
-    return next(infer(model, [values]))
+    tensor = op.negative(op.negative(source)) if computed else source
+    found = find_tails(tensor.output(0), length, channel_length)
+    ends = [end for pair in (found.whole, found.channels) if pair for end in pair if end is not None]
+    model = ov.Model([op.result(end) for end in ends], [source])
+    return list(next(infer(model, [values])))
