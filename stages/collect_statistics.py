@@ -37,7 +37,7 @@ def main(config: Config) -> dict[str, Any]:
     model = engine.core().read_model(artifacts.folder("prepare") / "model.xml")
     samples = calibration_samples(config)
     asked = config.collect_statistics
-    points = statistics_points(read_graph(model), read_target(config.target_device), asked.perchannel, asked.output_means)
+    points = statistics_points(read_graph(model), read_target(config.target_device), asked.perchannel, asked.pot_compatible)
 
     def infer(instrumented: ov.Model) -> Iterator[list[np.ndarray]]:
         compiled = engine.compile(instrumented, config.engine, "f32")

@@ -115,7 +115,7 @@ def completed(config: Config) -> Config:
         outlier_probs=sorted({DEFAULT_OUTLIER_PROB, *given.outlier_probs, *wanted}),
         channel_outlier_probs=sorted({*given.channel_outlier_probs, *wanted}),
         perchannel=given.perchannel or quantization.activations.granularity == "perchannel",
-        output_means=given.output_means or quantization.pot_compatible,
+        pot_compatible=given.pot_compatible or quantization.pot_compatible,
     )
     correction, tuning = config.bias_correction, config.layerwise_tuning
     accurate = correction.enabled and not correction.use_fast_bias

@@ -107,8 +107,10 @@ class CollectStatistics:
         list, "quantiles per channel that are stored, which takes longer; those that the estimators need are added"
     )
     perchannel: bool = param(False, "store minima and maxima per channel of all tensors; set where activations.granularity asks for it")
-    output_means: bool = param(
-        False, "store mean outputs of layers, which only POT's own fast bias correction reads; set where quantization.pot_compatible is"
+    pot_compatible: bool = param(
+        False,
+        "store also what only quantization.pot_compatible reads, and set where that is: mean outputs of layers, lowest values of"
+        " tensors that are never negative",
     )
 
 

@@ -21,7 +21,7 @@ from stages.quantization.alignment import TAIL, pair_alignment
 from stages.quantization.graph import Graph, Port, bias_add, input_channel_axis, output_channel_axis
 from stages.quantization.passes import Infer, Store, Wanted, run_pass
 from stages.quantization.plan import TensorName
-from stages.quantization.points import Points, is_non_negative
+from stages.quantization.points import Points
 from stages.quantization.statistics import Array, Statistics
 from stages.quantization.tail_search import Ends, find_tails
 from stages.quantization.tails import extremes, tail_length
@@ -106,7 +106,12 @@ def _wanted(
         twin = _twin(graph, port)
         of_channels = channel._replace(probabilities=[*channel_outlier_probs, TAIL]) if port in aligned else channel
         yield from _tails(
-            twin, _output(twin), whole if port in tensors else None, of_channels if port in perchannel else None, statistics.samples
+            twin,
+            _output(twin),
+            whole if port in tensors else None,
+            of_channels if port in perchannel else None,
+            statistics.samples,
+            from_zero=port in points.from_zero,
         )
     for node in (graph.by_name[node.name] for node in points.inputs):
         port = node.inputs[0]
@@ -148,10 +153,12 @@ def _channel_columns(values: NDArray[Any]) -> NDArray[Any]:
     return np.moveaxis(values, 2, 1).reshape(len(values), values.shape[2], -1)
 
 
-def _tails(port: Port, output: ov.Output, whole: _Tails | None, channels: _Tails | None, samples: int) -> Iterator[Wanted]:
+def _tails(
+    port: Port, output: ov.Output, whole: _Tails | None, channels: _Tails | None, samples: int, from_zero: bool = False
+) -> Iterator[Wanted]:
     """Where the lowest and highest values of `output` come from: few values of a static shape, else the whole tensor.
 
-    They are kept as those of `port`.
+    They are kept as those of `port`. from_zero: the lowest count as zeros.
     """
     name, shape, order = _name(port), port.node.shapes[port.index], port.node.order
     for tails in filter(None, (whole, channels)):
@@ -168,8 +175,8 @@ def _tails(port: Port, output: ov.Output, whole: _Tails | None, channels: _Tails
         yield Wanted(order, output, store)
         return
     # Where the two tails of a small tensor overlap, both must be what they are.
-    overlap = whole is not None and whole.count(shape) <= 2 * whole.length(shape)
-    lowest = overlap or not is_non_negative(port)
+    overlap = any(tails.count(shape) <= 2 * tails.length(shape) for tails in (whole, channels) if tails is not None)
+    lowest = overlap or not from_zero
     found = find_tails(output, whole and whole.length(shape), channels and channels.length(shape), lowest)
     for asked, ends, columns in ((whole, found.whole, _flat), (channels, found.channels, _as_they_are)):
         if asked is not None and ends is not None:

@@ -44,6 +44,7 @@ class Points:
     inputs: list[Node]  # weighted operations: mean of the data input per channel
     outputs: list[Node]  # weighted operations: mean of the output per channel, where asked for and arithmetic cannot tell it
     derived: dict[Port, Derived]  # tensors that need no collection
+    from_zero: frozenset[Port]  # tensors that are never negative and count as beginning at zero
 
 
 def rearranged(port: Port) -> Port:
@@ -93,15 +94,16 @@ def _scalar_step(port: Port) -> tuple[Port, float, float] | None:
     return None
 
 
-def statistics_points(graph: Graph, target: Target, every_channel: bool = False, output_means: bool = False) -> Points:
+def statistics_points(graph: Graph, target: Target, every_channel: bool = False, pot_compatible: bool = False) -> Points:
     """The points of `graph` for `target`.
 
     Args:
         graph: Of the floating-point model.
         target: The device.
         every_channel: Per-channel minima and maxima of all tensors.
-        output_means: Means of outputs, too. They cost more than all other means: an output that is read before its
-            activation function cannot be fused with that.
+        pot_compatible: Also what only POT's own rules read. Means of outputs: they cost more than all other means, because an
+            output that is read before its activation function cannot be fused with that. And how far above zero tensors
+            begin that are never negative.
     """
     blocks = ignored_blocks(graph, target.rules)
     tensors: dict[Port, None] = {}
@@ -123,8 +125,9 @@ def statistics_points(graph: Graph, target: Target, every_channel: bool = False,
         perchannel=_in_order({*filter(has_channels, channels), *(second.inputs[0] for _, second in pairs)}),
         pairs=pairs,
         inputs=weighted,
-        outputs=[node for node in weighted if output_means and not mean_is_linear(node)],
+        outputs=[node for node in weighted if pot_compatible and not mean_is_linear(node)],
         derived=derived,
+        from_zero=frozenset() if pot_compatible else frozenset(filter(is_non_negative, {*tensors, *channels})),
     )
 
 
@@ -143,7 +146,7 @@ def has_channels(port: Port) -> bool:
 
 
 def is_non_negative(port: Port) -> bool:
-    """Whether an operation never gives negative values, which makes its lowest values irrelevant: its range starts at zero."""
+    """Whether an operation never gives negative values: its range starts at zero, however far above its lowest value is."""
     node = port.node
     if node.type in KEEPING_SIGN:
         return all(map(is_non_negative, node.inputs if node.type == "Concat" else node.inputs[:1]))

@@ -60,17 +60,21 @@ def signed_range(high: Array, levels: int) -> Range:
     return Range(-high * (levels // 2) / ((levels - 1) // 2), high)
 
 
-def asymmetric_range(low: Array, high: Array, levels: int, exact_zero_at_borders: bool = True) -> Range:
+def asymmetric_range(low: Array, high: Array, levels: int, pot_compatible: bool = False) -> Range:
     """A range that contains zero exactly on a level: one border is moved, the choice that gives the wider range.
 
-    With n = levels - 1 steps, zero goes to level z = round(-low * n / (high - low)).
-    exact_zero_at_borders: where z is the first or last level the border becomes zero (POT leaves it where it is, and
-    zero up to half a step beside a level).
+    With n = levels - 1 steps, zero goes to level z = round(-low * n / (high - low)). Where z is the first or last level the
+    border becomes zero. A range that is hardly wider than nothing is widened.
+    pot_compatible: the border then stays where it is, and zero up to half a step beside a level; and what is widened is
+    judged without the zero.
     """
+    if not pot_compatible:
+        # How far above zero a tensor begins that is never negative thus decides nothing, and need not be known.
+        low, high = np.minimum(low, 0.0), np.maximum(high, 0.0)
     degenerate = high - low <= SMALLEST_WIDTH
     low = np.minimum(np.where(degenerate, low - SMALLEST_WIDTH, low), 0.0)
     high = np.maximum(np.where(degenerate, high + SMALLEST_WIDTH, high), 0.0)
-    return zero_on_level(low, high, levels, exact_zero_at_borders)
+    return zero_on_level(low, high, levels, exact_zero_at_borders=not pot_compatible)
 
 
 def zero_on_level(low: Array, high: Array, levels: int, exact_zero_at_borders: bool = True, narrow: bool = False) -> Range:

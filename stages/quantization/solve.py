@@ -109,7 +109,7 @@ def _weight_range(graph: Graph, quantizer: Quantizer, weights: dict[str, NDArray
     if quantizer.scheme.symmetric:
         borders = symmetric_weight_range(high, levels)
     else:
-        borders = asymmetric_range(array_statistic(values, lower, axis, upper=False), high, levels, not pot_compatible)
+        borders = asymmetric_range(array_statistic(values, lower, axis, upper=False), high, levels, pot_compatible)
     return _clipped(quantizer, borders, pot_compatible)
 
 
@@ -120,7 +120,7 @@ def _activation_range(quantizer: Quantizer, statistics: Statistics, pot_compatib
     if scheme.symmetric:
         borders = symmetric_activation_range(low, high, levels, scheme.signed, 0.0 if pot_compatible else SIGN_TOLERANCE)
     else:
-        borders = asymmetric_range(low, high, levels, not pot_compatible)
+        borders = asymmetric_range(low, high, levels, pot_compatible)
     return _clipped(quantizer, borders, pot_compatible)
 
 

@@ -32,8 +32,8 @@ class Statistics:
 
     Attributes:
         samples: Number of samples N.
-        lowest: [N, k], the k lowest values of each sample from the extreme inwards, NaN where a sample has fewer. Of tensors
-            that cannot be negative (after a ReLU, say) they may be zeros: how far above zero they are decides nothing.
+        lowest: [N, k], the k lowest values of each sample from the extreme inwards, NaN where a sample has fewer. Zeros
+            for tensors that are never negative (Points.from_zero), unless their tails overlap.
         highest: The same for the highest values.
         size: [N], how many values a sample has.
         channel_lowest: [N, C, k], the lowest values of each channel (axis 1).

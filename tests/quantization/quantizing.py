@@ -44,9 +44,10 @@ def statistics_of(
     channel_probabilities: Sequence[float] = (),
     device: str = "any",
     every_channel: bool = False,
+    pot_compatible: bool = True,
 ) -> Statistics:
     """What one pass over the samples leaves."""
-    points = statistics_points(read_graph(tested), target(device), every_channel, output_means=True)
+    points = statistics_points(read_graph(tested), target(device), every_channel, pot_compatible)
     return collect(tested, points, probabilities, channel_probabilities, lambda instrumented: infer(instrumented, samples), len(samples))
 
 
@@ -88,7 +89,9 @@ def quantized(
     **config: Any,
 ) -> Quantized:
     """A model quantized from the samples; `config`: keys of schema.Quantization."""
-    statistics = statistics_of(tested, samples, probabilities, channel_probabilities, device, every_channel)
+    statistics = statistics_of(
+        tested, samples, probabilities, channel_probabilities, device, every_channel, config.get("pot_compatible", False)
+    )
     plan = plan_of(tested, device, **config)
     result, solved = build(
         tested, statistics, plan, correction or schema.BiasCorrection(enabled=False), config.get("pot_compatible", False)

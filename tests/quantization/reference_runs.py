@@ -75,7 +75,7 @@ def statistics(
             yield list(compiled([sample[None]]).values())
 
     return collect(
-        read, statistics_points(graph, target(device), every_channel, output_means=True), probabilities, probabilities, infer, samples
+        read, statistics_points(graph, target(device), every_channel, pot_compatible=True), probabilities, probabilities, infer, samples
     )
 
 

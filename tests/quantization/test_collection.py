@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import openvino as ov
 import pytest
 from openvino import opset13 as op
 
+from stages import schema
 from stages.errors import UserError
 from stages.quantization.collection import collect
 from stages.quantization.graph import read_graph
 from stages.quantization.plan import TensorName
 from stages.quantization.points import statistics_points
+from stages.quantization.ranges import range_json
+from stages.quantization.solve import Solved, solve
 from stages.quantization.statistics import Statistics
-from tests.quantization.quantizing import infer, statistics_of, tensor
+from tests.quantization.quantizing import infer, plan_of, statistics_of, tensor
 from tests.quantization.reference_runs import target
 from tests.quantization.small import constant, convolution, images, matmul, model, named, parameter, random
 
@@ -58,10 +63,7 @@ def check_tails(statistics: Statistics, name: TensorName, raw: list[np.ndarray])
         ordered, length = np.sort(values, axis=None), int(0.05 * (values.size - 1)) + 2
         assert size[position] == values.size
         assert np.isnan(low[position, length:]).all() and np.isnan(high[position, length:]).all()
-        if name.name in ("relu", "exp"):  # never negative: zeros will do
-            assert (low[position, :length] >= 0).all() and (low[position, :length] <= ordered[:length]).all()
-        else:
-            np.testing.assert_array_equal(low[position, :length], ordered[:length])
+        np.testing.assert_array_equal(low[position, :length], ordered[:length])
         np.testing.assert_array_equal(high[position, :length], ordered[::-1][:length])
 
 
@@ -71,8 +73,44 @@ def check_channels(statistics: Statistics, name: TensorName, raw: list[np.ndarra
         count = values[0, 0].size
         ordered, length = np.sort(values[0].reshape(values.shape[1], -1), axis=1), int(0.03 * (count - 1)) + 2
         assert statistics.channel_size[name][position] == count
-        assert (low[position, :, :length] >= 0).all() and (low[position, :, :length] <= ordered[:, :length]).all()
+        np.testing.assert_array_equal(low[position, :, :length], ordered[:, :length])
         np.testing.assert_array_equal(high[position, :, :length], ordered[:, ::-1][:, :length])
+
+
+# Exp is above zero, and on 2 x 2 pixels the tails of its channels overlap.
+@pytest.mark.parametrize("size", [2, 12])
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"activations": schema.Scheme(mode="asymmetric")},
+        {"activations": schema.Scheme(mode="symmetric")},
+        {"activations": schema.Scheme(mode="asymmetric", granularity="perchannel"), "allow_unsupported": True},
+        {"range_estimator": schema.RangeEstimator(preset="quantile", max=schema.Estimator(outlier_prob=0.3))},
+        {
+            "activations": schema.Scheme(mode="symmetric", granularity="perchannel"),
+            "range_estimator": schema.RangeEstimator(preset="quantile", max=schema.Estimator(outlier_prob=0.3)),
+            "allow_unsupported": True,
+        },
+        {"range_estimator": schema.RangeEstimator(min=schema.Estimator(type="abs_max"))},
+    ],
+    ids=str,
+)
+def test_no_range_depends_on_the_lowest_values_of_tensors_that_are_never_negative(size: int, config: dict[str, Any]) -> None:
+    x = parameter((1, 3, size, size))
+    tiny = op.multiply(op.exp(x), constant(1e-4, "tiny"))
+    y = op.concat([named(op.exp(x), "exp"), named(op.relu(x), "relu"), named(op.abs(tiny), "small")], 1)
+    tested, samples = model(convolution(y, random(4, 9, 2, 2)), x), images(4, (1, 3, size, size))
+    plan = plan_of(tested, **config)
+    solved = []
+    for pot_compatible in (True, False):
+        statistics = statistics_of(tested, samples, [0.3], [0.4], every_channel=True, pot_compatible=pot_compatible)
+        assert (statistics.lowest[TensorName("exp", 0)] > 0).all() == (pot_compatible or size == 2)
+        solved.append(solve(read_graph(tested), statistics, plan, schema.BiasCorrection()))
+    assert json.dumps(range_dump(solved[0])) == json.dumps(range_dump(solved[1]))
+
+
+def range_dump(solved: Solved) -> dict[str, Any]:
+    return {name: range_json(borders, doubled=False) for name, borders in solved.ranges.items()}
 
 
 def test_the_most_frequent_shape_counts() -> None:

@@ -21,7 +21,7 @@ from tests.quantization.small import constant, convolution, images, matmul, mode
 
 
 def points_of(tested: ov.Model, every_channel: bool = False) -> Points:
-    return statistics_points(read_graph(tested), target(), every_channel, output_means=True)
+    return statistics_points(read_graph(tested), target(), every_channel, pot_compatible=True)
 
 
 def names(ports: list[Port]) -> list[str]:

@@ -92,7 +92,7 @@ def test_asymmetric_by_hand() -> None:
 def test_a_border_next_to_zero_becomes_zero_where_pot_leaves_it(low: float, high: float, ours: tuple[float, float]) -> None:
     found = asymmetric_range(scalar(low), scalar(high), 256)
     assert numbers(found) == ours
-    pots = asymmetric_range(scalar(low), scalar(high), 256, exact_zero_at_borders=False)
+    pots = asymmetric_range(scalar(low), scalar(high), 256, pot_compatible=True)
     assert numbers(pots) == (low, high)
     assert zero_error(pots, 256) > 0.01
 
@@ -100,8 +100,8 @@ def test_a_border_next_to_zero_becomes_zero_where_pot_leaves_it(low: float, high
 def test_a_range_without_width_is_widened() -> None:
     found = asymmetric_range(scalar(0), scalar(0), 256)
     assert found.high - found.low == pytest.approx(1.6e-3, rel=0.01)
-    found = asymmetric_range(scalar(3), scalar(3), 256)
-    assert numbers(found) == pytest.approx((0, 3.0008))
+    assert numbers(asymmetric_range(scalar(3), scalar(3), 256)) == (0, 3)  # wide enough, from the zero
+    assert numbers(asymmetric_range(scalar(3), scalar(3), 256, pot_compatible=True)) == pytest.approx((0, 3.0008))
 
 
 def test_positive_values_only() -> None:
