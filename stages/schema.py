@@ -175,6 +175,9 @@ class Quantization:
         "none", "transformer leaves the operations in floating point that transformers are sensitive to", choices=("none", "transformer")
     )
     stat_subset_size: int | None = param(None, "number of calibration samples to use; null: all", low=1)
+    stat_batch_size: int = param(
+        1, "calibration samples that count as one batch, as POT infers them: one minimum and maximum per batch and tensor", low=1
+    )
     use_channel_alignment: bool = param(True, "run ActivationChannelAlignment before quantization")
     saturation_fix: str = param(
         "first_layer",

@@ -66,6 +66,21 @@ def aggregate(name: str, values: Array) -> Array:
     return _AGGREGATORS[name](np.asarray(values, dtype=np.float64))
 
 
+def by_batch(values: Array, type: str, aggregator: str, size: int) -> Array:
+    """What `aggregate` is to combine where every `size` samples in a row are one batch (pot_behaviour.md sections 5.1 and 5.2).
+
+    Of a whole tensor [N] a batch has one extreme. Extremes per channel [N, C], and quantiles, are known of each sample, and
+    only the mean tells batches apart: it is the mean of their means. The last batch may be smaller, and counts like the others.
+    """
+    starts = np.arange(0, len(values), size)
+    if values.ndim == 1 and type in _EXTREMES:
+        return np.asarray(_EXTREMES[type].reduceat(values, starts))
+    if aggregator == "mean":
+        counts = np.diff(np.append(starts, len(values)))
+        return np.asarray(np.add.reduceat(values, starts, axis=0) / counts.reshape(-1, *[1] * (values.ndim - 1)))
+    return values
+
+
 def _without_outliers(values: Array, combine: str) -> Array:
     """Mean or median of what lies between the 1 % and 99 % quantiles (inclusive), per channel; of two samples: both."""
     low, high = np.quantile(values, [0.01, 0.99], axis=0)
@@ -84,6 +99,7 @@ def _hodges_lehmann(values: Array) -> Array:
     return np.stack([np.median(column[first] + column[second]) / 2 for column in values.T])
 
 
+_EXTREMES = {"min": np.minimum, "max": np.maximum, "abs_max": np.maximum}
 _AGGREGATORS = {
     "mean": lambda values: np.asarray(values.mean(axis=0)),
     "max": lambda values: np.asarray(values.max(axis=0)),

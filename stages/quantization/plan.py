@@ -90,6 +90,7 @@ class Plan:
     floats: tuple[Float, ...]
     aligned: tuple[tuple[str, str], ...] = field(default=())  # pairs of operations between which channels are aligned
     not_aligned: tuple[NotAligned, ...] = field(default=())  # pairs that would be but for a reason
+    stat_batch_size: int = 1  # samples in a row whose statistics of activations count as one batch's
 
 
 def plan_to_json(plan: Plan) -> dict[str, Any]:
@@ -99,6 +100,7 @@ def plan_to_json(plan: Plan) -> dict[str, Any]:
         "float": [asdict(entry) for entry in plan.floats],
         "aligned": [list(pair) for pair in plan.aligned],
         "not_aligned": [asdict(pair) for pair in plan.not_aligned],
+        "stat_batch_size": plan.stat_batch_size,
     }
 
 
@@ -109,6 +111,7 @@ def plan_from_json(data: dict[str, Any]) -> Plan:
         tuple(Float(**entry) for entry in data["float"]),
         tuple((first, second) for first, second in data["aligned"]),
         tuple(NotAligned(**pair) for pair in data["not_aligned"]),
+        data["stat_batch_size"],
     )
 
 

@@ -73,7 +73,7 @@ def _offer(graph: Graph, target: Target, config: schema.Quantization, ignored: d
     doubled = _saturating_layers(graph, target, config, {second for _, second in aligned})
     quantizers, schemes, refused = _quantizers(placement, target, config, doubled)
     floats = _floats(placement, quantizers, refused) + _in_bodies(graph, target)
-    return Offer(Plan(tuple(quantizers), tuple(floats), aligned, not_aligned), schemes)
+    return Offer(Plan(tuple(quantizers), tuple(floats), aligned, not_aligned, config.stat_batch_size), schemes)
 
 
 def _readers_of_infinite(graph: Graph, plan: Plan, statistics: Statistics) -> dict[Node, None]:

@@ -15,7 +15,7 @@ from stages import schema
 from stages.errors import UserError
 from stages.quantization.alignment import align
 from stages.quantization.biases import Correction, decide, mean_output, threshold
-from stages.quantization.estimators import aggregate, array_statistic
+from stages.quantization.estimators import aggregate, array_statistic, by_batch
 from stages.quantization.graph import (
     OPERATIONS_WITH_WEIGHTS,
     Graph,
@@ -79,7 +79,7 @@ def solve(
     ranges = {
         quantizer.name: _weight_range(graph, quantizer, weights, pot_compatible)
         if quantizer.kind == WEIGHTS
-        else _activation_range(quantizer, statistics, pot_compatible)
+        else _activation_range(quantizer, statistics, plan.stat_batch_size, pot_compatible)
         for quantizer in plan.quantizers
     }
     ranges |= _unified(plan, ranges, pot_compatible)
@@ -113,10 +113,10 @@ def _weight_range(graph: Graph, quantizer: Quantizer, weights: dict[str, NDArray
     return _clipped(quantizer, borders, pot_compatible)
 
 
-def _activation_range(quantizer: Quantizer, statistics: Statistics, pot_compatible: bool) -> Range:
+def _activation_range(quantizer: Quantizer, statistics: Statistics, batch_size: int, pot_compatible: bool) -> Range:
     scheme, levels = quantizer.scheme, quantizer.scheme.levels(ACTIVATIONS)
-    low = _aggregated(quantizer, quantizer.estimator.min, statistics, upper=False)
-    high = _aggregated(quantizer, quantizer.estimator.max, statistics, upper=True)
+    low = _aggregated(quantizer, quantizer.estimator.min, statistics, batch_size, upper=False)
+    high = _aggregated(quantizer, quantizer.estimator.max, statistics, batch_size, upper=True)
     if scheme.symmetric:
         borders = symmetric_activation_range(low, high, levels, scheme.signed, 0.0 if pot_compatible else SIGN_TOLERANCE)
     else:
@@ -134,7 +134,7 @@ def _clipped(quantizer: Quantizer, borders: Range, pot_compatible: bool) -> Rang
     return clipped
 
 
-def _aggregated(quantizer: Quantizer, border: Border, statistics: Statistics, *, upper: bool) -> Array:
+def _aggregated(quantizer: Quantizer, border: Border, statistics: Statistics, batch_size: int, *, upper: bool) -> Array:
     """A border's statistic, combined over the samples: scalar or [C]."""
     perchannel = (border.granularity or quantizer.scheme.granularity) == "perchannel"
     tensor = quantizer.source
@@ -156,7 +156,8 @@ def _aggregated(quantizer: Quantizer, border: Border, statistics: Statistics, *,
             f"{tensor.name} (output {tensor.port}) takes values that are not finite for calibration sample {sample};"
             " quantization.ignored.scope can leave the operations that read it in floating point"
         )
-    return aggregate(border.aggregator or "mean", values.astype(np.float64, copy=False))
+    aggregator = border.aggregator or "mean"
+    return aggregate(aggregator, by_batch(values.astype(np.float64, copy=False), border.type, aggregator, batch_size))
 
 
 def _statistic(

@@ -38,6 +38,7 @@ def candidate_key(candidate: Candidate) -> str:
     identity = {
         "quantizers": sorted(plan["quantizers"], key=lambda entry: entry["name"]),
         "aligned": plan["aligned"],
+        "stat_batch_size": plan["stat_batch_size"],
         "bias_correction": dataclasses.asdict(candidate.bias_correction),
         "corrections": [(entry.name, entry.bias.tolist()) for entry in candidate.corrections if entry.bias is not None],
     }

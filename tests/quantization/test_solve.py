@@ -28,12 +28,12 @@ def network() -> ov.Model:
     return model(matmul(named(op.sigmoid(depthwise), "sigmoid"), random(6, 5), "last"), x)
 
 
-def raw(name: str) -> np.ndarray:
-    return np.stack(tensor(network(), name, SAMPLES)).astype(np.float64)
+def raw(name: str, samples: Any = SAMPLES) -> np.ndarray:
+    return np.stack(tensor(network(), name, samples)).astype(np.float64)
 
 
-def ranges(preset: str = "performance", probabilities: Any = (), **config: Any) -> dict[str, tuple[Any, Any]]:
-    found = quantized(network(), SAMPLES, probabilities=probabilities, channel_probabilities=probabilities, preset=preset, **config)
+def ranges(preset: str = "performance", probabilities: Any = (), samples: Any = SAMPLES, **config: Any) -> dict[str, Any]:
+    found = quantized(network(), samples, probabilities=probabilities, channel_probabilities=probabilities, preset=preset, **config)
     return {quantizer.source.name: found.solved.ranges[quantizer.name] for quantizer in found.plan.quantizers}
 
 
@@ -72,6 +72,65 @@ def test_estimators(aggregator: str, kind: str) -> None:
     values = np.abs(values) if kind.startswith("abs") else values
     per_sample = np.quantile(values, 0.95, axis=1) if quantile else values.max(axis=1)
     assert high == pytest.approx(float(aggregate(aggregator, per_sample)), rel=1e-6)
+
+
+def batches(values: np.ndarray) -> list[np.ndarray]:
+    """Four samples, and the two that are left."""
+    return [values[:4], values[4:]]
+
+
+# What POT has of its batches (pot_behaviour.md 5.1, 5.2): statistics of a batch as one tensor; quantiles of its samples.
+IN_BATCHES: dict[tuple[str, str], Any] = {
+    ("abs_max", "mean"): lambda values: np.mean([np.abs(batch).max() for batch in batches(values)]),
+    ("max", "mean"): lambda values: np.mean([batch.max() for batch in batches(values)]),
+    ("abs_max", "min"): lambda values: min(np.abs(batch).max() for batch in batches(values)),
+    ("abs_max", "median"): lambda values: np.median([np.abs(batch).max() for batch in batches(values)]),
+    ("abs_quantile", "mean"): lambda values: np.mean([np.quantile(np.abs(batch), 0.95, axis=1).mean() for batch in batches(values)]),
+    ("quantile", "mean"): lambda values: np.mean([np.quantile(batch, 0.95, axis=1).mean() for batch in batches(values)]),
+    ("abs_quantile", "median"): lambda values: np.median(np.quantile(np.abs(values), 0.95, axis=1)),
+    ("abs_quantile", "min"): lambda values: np.quantile(np.abs(values), 0.95, axis=1).min(),
+}
+
+
+@pytest.mark.parametrize(("kind", "aggregator"), IN_BATCHES)
+def test_samples_in_batches(kind: str, aggregator: str) -> None:
+    quantile = 0.05 if "quantile" in kind else None
+    estimator = schema.RangeEstimator(max=schema.Estimator(type=kind, outlier_prob=quantile, aggregator=aggregator))
+    config: dict[str, Any] = {"probabilities": [0.05], "range_estimator": estimator, "activations": schema.Scheme(mode="symmetric")}
+    low, high = ranges(stat_batch_size=4, **config)["sigmoid"]
+    expected = IN_BATCHES[kind, aggregator](raw("sigmoid").reshape(len(SAMPLES), -1))
+    assert (low, high) == (0, pytest.approx(expected, rel=1e-6))
+    single = ranges(**config)["sigmoid"].high
+    per_sample = (kind, aggregator) in {("abs_quantile", "median"), ("abs_quantile", "min")}
+    assert (single == high) if per_sample else abs(single - high) > 1e-5
+
+
+def test_both_borders_in_batches() -> None:
+    estimator = schema.RangeEstimator(min=schema.Estimator(aggregator="mean"), max=schema.Estimator(aggregator="mean"))
+    activations = schema.Scheme(mode="asymmetric", granularity="pertensor", range_estimator=estimator)
+    quiet = [0.1 * sample for sample in SAMPLES]  # or their hyperbolic tangents would all reach 1
+    found = ranges(samples=quiet, stat_batch_size=4, activations=activations)["tanh"]
+    values = raw("tanh", quiet).reshape(len(SAMPLES), -1)
+    low, high = (np.mean([extreme(batch) for batch in batches(values)]) for extreme in (np.min, np.max))
+    step = (high - low) / 255
+    assert found == pytest.approx((low, high), abs=1.01 * step)  # one of them moves, to bring zero onto a level
+    assert values.min(axis=1).mean() - low > 2 * step < high - values.max(axis=1).mean()
+
+
+def test_channels_in_batches() -> None:
+    """They keep their samples, of which the mean alone tells batches apart."""
+    for aggregator in ("mean", "median"):
+        estimator = schema.RangeEstimator(max=schema.Estimator(aggregator=aggregator))
+        found = ranges(stat_batch_size=4, range_estimator=estimator)["tanh"].high
+        highest = np.abs(raw("tanh")[:, 0]).reshape(len(SAMPLES), 4, -1).max(axis=2)
+        expected = (
+            np.mean([batch.mean(axis=0) for batch in batches(highest)], axis=0) if aggregator == "mean" else np.median(highest, axis=0)
+        )
+        np.testing.assert_allclose(found, expected, rtol=1e-6)
+
+
+def test_more_samples_in_a_batch_than_there_are() -> None:
+    assert ranges(stat_batch_size=100)["sigmoid"].high == pytest.approx(raw("sigmoid").max(), rel=1e-6)
 
 
 def test_quantiles_per_channel() -> None:

@@ -62,8 +62,9 @@ def test_key_of_a_candidate_is_what_its_model_follows_from(candidate: Candidate)
     fewer = replace(candidate, plan=without(candidate.plan, [name], "reverted"))
     again = replace(candidate, plan=without(candidate.plan, [name], "for another reason"), label="another label")
     plain = replace(candidate, bias_correction=schema.BiasCorrection(enabled=False))
+    batched = replace(candidate, plan=replace(candidate.plan, stat_batch_size=2))
     assert candidate_key(fewer) == candidate_key(again)
-    assert len({candidate_key(one) for one in (candidate, fewer, plain)}) == 3
+    assert len({candidate_key(one) for one in (candidate, fewer, plain, batched)}) == 4
 
 
 def test_removed_quantizers_are_recorded(candidate: Candidate) -> None:
