@@ -31,6 +31,7 @@ PARAMS = Path("params.yaml")
 
 # The quantile preset's, and what the search spaces start from: always stored, so that trying them needs no other pass.
 DEFAULT_OUTLIER_PROB = 1e-4
+TUNED_OUTLIER_PROBS = (1e-3, 1e-4)  # what accuracy_aware.tune_hyperparams tries
 
 
 def load_config(path: Path = artifacts.CONFIG) -> Config:
@@ -104,6 +105,9 @@ def completed(config: Config) -> Config:
     estimators = [quantization.activations.range_estimator or RangeEstimator(), quantization.range_estimator]
     borders = [border for estimator in estimators for border in (estimator.min, estimator.max)]
     wanted = {border.outlier_prob for border in borders if border.outlier_prob is not None}
+    aware = config.accuracy_aware
+    if aware.enabled and aware.tune_hyperparams:
+        wanted |= set(TUNED_OUTLIER_PROBS)
     if any(estimator.preset == "quantile" for estimator in estimators):
         wanted.add(DEFAULT_OUTLIER_PROB)
     space = config.tune.space
@@ -126,6 +130,9 @@ def completed(config: Config) -> Config:
         collect_statistics=statistics,
         layerwise_tuning=tuning,
         correction_engine=config.engine if accurate or tuning.use_layerwise_tuning else None,
+        accuracy_aware=dataclasses.replace(
+            aware, quantizers_sha256=artifacts.file_sha256(Path(aware.quantizers)) if aware.quantizers else None
+        ),
         evaluate=dataclasses.replace(config.evaluate, primary_metric=config.evaluate.primary_metric or next(iter(config.metric))),
         user_code=_user_code([config.data.calibration, config.data.validation, *config.metric.values()]),
     )

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from stages import artifacts
 from stages.config import load_config
@@ -26,27 +26,29 @@ _NOT_WRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS)
 _ORPHAN_CHECK_SECONDS = 0.5
 
 
-def run(name: str, body: Body) -> None:
+def run(name: str, body: Body, patience: float | None = None) -> None:
     """Run a stage as the main program: `body` with the checked configuration, then exit if it failed.
 
     What `body` returns is merged into the stage's record. `--help` prints the documentation of the stage's module.
+
+    patience: seconds to wait for another stage that runs in this folder before giving up; None: for as long as it takes.
     """
-    execute(name, lambda: body(load_config()))
+    execute(name, lambda: body(load_config()), patience)
 
 
-def execute(name: str, work: Callable[[], dict[str, Any] | None]) -> None:
+def execute(name: str, work: Callable[[], dict[str, Any] | None], patience: float | None = None) -> None:
     """Like `run`, for work that needs no configuration."""
     documentation = sys.modules["__main__"].__doc__
     parser = argparse.ArgumentParser(
         prog=f"python -m stages.{name}", description=documentation, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.parse_args()
-    code = guarded(name, work)
+    code = guarded(name, work, patience)
     if code:
         sys.exit(code)
 
 
-def guarded(name: str, work: Callable[[], dict[str, Any] | None]) -> int:
+def guarded(name: str, work: Callable[[], dict[str, Any] | None], patience: float | None = None) -> int:
     """Do `work`, write the record of stage `name`, and return the exit code: 0, 1 after an error, 130 when interrupted.
 
     Only errors that the user can act on become a line; any other exception is a defect and keeps its traceback.
@@ -54,7 +56,7 @@ def guarded(name: str, work: Callable[[], dict[str, Any] | None]) -> int:
     quiet_libraries()
     _die_with_dvc()
     try:
-        with _alone(name):
+        with _alone(name, patience):
             started = time.perf_counter()
             more = work() or {}
             record = {
@@ -108,7 +110,7 @@ def _fail(name: str, message: str) -> int:
 
 
 @contextmanager
-def _alone(name: str) -> Iterator[None]:
+def _alone(name: str, patience: float | None) -> Iterator[None]:
     """Hold the lock of build/: two stages at once would pull each other's outputs from under their feet.
 
     The kernel releases it when the process ends, however it ends.
@@ -119,8 +121,23 @@ def _alone(name: str) -> Iterator[None]:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             print(f"{name}: waiting for another stage that is running in this folder", file=sys.stderr, flush=True)
-            fcntl.flock(lock, fcntl.LOCK_EX)
+            _wait_for(lock, patience)
         yield
+
+
+def _wait_for(lock: TextIO, patience: float | None) -> None:
+    """Take the lock when it is free. UserError when it is not within `patience` seconds."""
+    if patience is None:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        return None
+    end = time.monotonic() + patience
+    while True:
+        try:
+            return fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() >= end:
+                raise UserError("another stage is still running in this folder, maybe the same search: wait until it is done") from None
+            time.sleep(0.1)
 
 
 def _die_with_dvc() -> None:

@@ -7,13 +7,13 @@ from collections.abc import Callable, Sequence
 from statistics import median
 from typing import Any
 
-from stages import artifacts
+from stages import accuracy_budget, artifacts
 from stages.reasons import Left, by_reason, left_biases, left_float, which
 from stages.schema import Config
 from stages.units import difference, metric_value, model_names, number
 
 MOST_REASONS = 5
-STAGES = ("config", "prepare", "collect_statistics", "quantize", "correct_bias", "evaluate")
+STAGES = ("config", "prepare", "collect_statistics", "quantize", "correct_bias", "evaluate", "accuracy_aware")
 
 
 def summary(config: Config) -> str:
@@ -36,6 +36,7 @@ def summary(config: Config) -> str:
         *_alignment(quantizers),
         *_biases(config, corrections),
         *_tuning(corrections),
+        *accuracy_budget.summary_lines(),
         *_effort(),
     ]
     return "\n".join(lines)

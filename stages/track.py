@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import quote
 
-from stages import artifacts
+from stages import accuracy_budget, artifacts
 from stages.errors import UserError
 from stages.report import page
 from stages.schema import Config
@@ -44,6 +44,7 @@ KEY_TAG = "content_key"
 LONGEST_VALUE = 6000  # of a parameter in MLflow
 BATCH = 100  # parameters that MLflow takes at once
 LATER = "TRACK_LATER"  # in the environment of a sweep's jobs: the sweep itself logs their results
+REVERTED = ("model.bin", "model.xml", "quantizers.json", "result.json", "trace.json")  # of accuracy_aware
 SQLITE = "sqlite:///"
 UI = "http://127.0.0.1:5000"
 COMPARISON = "comparison.html"
@@ -103,7 +104,10 @@ def content_key(config: Config) -> str:
     settings = {name: value for name, value in dataclasses.asdict(config).items() if name != "tracking"}
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode())
     folders = [artifacts.folder("prepare"), artifacts.folder("quantize"), artifacts.folder("correct_bias"), artifacts.REPORTS]
-    for path in sorted(path for folder in folders for path in folder.rglob("*") if path.is_file()):
+    files = [path for folder in folders for path in folder.rglob("*") if path.is_file()]
+    # Not what was measured of it, which is never the same twice.
+    files += [path for name in REVERTED if (path := artifacts.folder("accuracy_aware") / name).is_file()]
+    for path in sorted(files):
         digest.update(f"\n{path.relative_to(artifacts.BUILD).as_posix()} {artifacts.file_sha256(path)}".encode())
     return digest.hexdigest()[:32]
 
@@ -282,6 +286,7 @@ def _log_run(client: MlflowClient, config: Config, experiment_id: str, key: str,
         for first in range(0, len(parameters), BATCH):
             client.log_batch(run_id, params=parameters[first : first + BATCH])
         client.log_batch(run_id, metrics=[Metric(name, value, end, 0) for name, value in metrics_of(config).items()])
+        client.log_batch(run_id, metrics=[Metric(_allowed(name), value, end, step) for name, value, step in accuracy_budget.steps()])
         _log_files(client, run_id, config)
         status = RunStatus.to_string(RunStatus.FINISHED)
     finally:
@@ -299,6 +304,11 @@ def _log_files(client: MlflowClient, run_id: str, config: Config) -> None:
     details = (artifacts.CONFIG, quantize / "quantizers.json", correct_bias / "corrections.json", evaluate / "evaluation.json")
     for path in (page.REPORT, *details):
         client.log_artifact(run_id, str(path))
+    if found := accuracy_budget.result():
+        for name in ("result.json", "trace.json", "quantizers.json"):
+            client.log_artifact(run_id, str(artifacts.folder(accuracy_budget.NAME) / name), accuracy_budget.NAME)
+        if reverted := found["reverted"]:
+            client.log_table(run_id, {column: [row[column] for row in reverted] for column in reverted[0]}, "reverted_layers.json")
     with tempfile.TemporaryDirectory() as folder:
         if noise := artifacts.read_json(artifacts.REPORTS / "noise.json"):
             plots.plot_noise(noise, Path(folder) / "noise_per_layer.png")
@@ -308,7 +318,10 @@ def _log_files(client: MlflowClient, run_id: str, config: Config) -> None:
             plots.plot_accuracy_speed(models, primary, Path(folder) / "accuracy_speed.png", share=metrics[primary]["share"])
         client.log_artifacts(run_id, folder, "plots")
     if config.tracking.log_models:
-        for model, source in (("fp32", artifacts.folder("prepare")), ("int8", correct_bias)):
+        sources = {"fp32": artifacts.folder("prepare"), "int8": correct_bias}
+        if accuracy_budget.result():
+            sources[accuracy_budget.NAME] = artifacts.folder(accuracy_budget.NAME)
+        for model, source in sources.items():
             for path in (source / "model.xml", source / "model.bin"):
                 client.log_artifact(run_id, str(path), f"models/{model}")
 
@@ -352,6 +365,7 @@ def metrics_of(config: Config) -> dict[str, float]:
     details["fp32.size_mb"] = evaluation["size_bytes"]["fp32"] / 1e6
     named = {f"evaluate/{name}": value for name, value in metrics.items()}
     named |= {f"evaluate.details/{name}": value for name, value in details.items()}
+    named |= accuracy_budget.metrics()
     for name, record in _records().items():
         named |= {f"seconds/{name}": record["seconds"], f"peak_memory_mb/{name}": record["peak_memory_mb"]}
     return {_allowed(name): float(value) for name, value in named.items() if value is not None}

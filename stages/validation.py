@@ -53,6 +53,7 @@ def checked(values: object) -> Config:
     _check_quantization(config)
     _check_layerwise_tuning(config.layerwise_tuning)
     _check_target_device(config)
+    _check_accuracy_aware(config)
     _check_tune(config)
     _check_cluster(config.cluster)
     _check_tracking(config.tracking)
@@ -397,6 +398,35 @@ def _check_target_device(config: Config) -> None:
     for group, wanted in (("weights", quantization.weights), ("activations", quantization.activations)):
         alternatives = {scheme: None for groups in target.operations.values() for scheme in groups.get(group, ())}
         restrict(tuple(alternatives), wanted, f"quantization.{group}", quantization.allow_unsupported)
+
+
+def _check_accuracy_aware(config: Config) -> None:
+    settings, key = config.accuracy_aware, "accuracy_aware"
+    names = [entry.name for entry in settings.metrics]
+    for index, entry in enumerate(settings.metrics):
+        place = f"{key}.metrics[{index}]"
+        if entry.name not in config.metric:
+            raise refused(f"{place}.name", entry.name, f"one of the metrics that are computed: {', '.join(config.metric)}")
+        if entry.name in names[:index]:
+            raise refused(f"{place}.name", entry.name, "each metric only once")
+        if entry.baseline_value is None and any(other.baseline_value is not None for other in settings.metrics):
+            raise refused(f"{place}.baseline_value", None, "a number, as other metrics have one: give it for all or for none")
+        if entry.baseline_value == 0 and settings.drop_type == "relative":
+            raise refused(f"{place}.baseline_value", 0.0, f"another number, as {key}.drop_type is 'relative'")
+    size = config.data.validation_size
+    if size is not None and settings.ranking_subset_size is not None and settings.ranking_subset_size > size:
+        raise refused(f"{key}.ranking_subset_size", settings.ranking_subset_size, f"at most data.validation_size, which is {size}, or null")
+    tunable = settings.base_algorithm == "TunableQuantization"
+    if tunable and (settings.quantizers is None or not Path(settings.quantizers).is_file()):
+        expected = f"an existing file, as {key}.base_algorithm is 'TunableQuantization'; paths start at the project's folder"
+        raise refused(f"{key}.quantizers", settings.quantizers, expected)
+    if settings.quantizers is not None and not tunable:
+        raise refused(f"{key}.quantizers", settings.quantizers, f"null, as {key}.base_algorithm is {show(settings.base_algorithm)}")
+    if settings.convert_to_mixed_preset and config.quantization.preset != "performance":
+        expected = f"false, as quantization.preset is {show(config.quantization.preset)} and not 'performance'"
+        raise refused(f"{key}.convert_to_mixed_preset", True, expected)
+    if settings.quantizers_sha256 is not None:
+        raise refused(f"{key}.quantizers_sha256", settings.quantizers_sha256, "nothing: it is computed")
 
 
 def _check_cluster(cluster: Cluster) -> None:

@@ -54,6 +54,8 @@ def write_build(root: Path, settings: Config, drop: float = 0.021, milliseconds:
     noise = [{key: row[key] for key in ("layer", "kind", "sqnr_db")} for row in layers() if row["sqnr_db"] is not None]
     _json(root, "reports/noise.json", sorted(noise, key=lambda row: row["sqnr_db"]))
     _json(root, "reports/metrics.json", {"metric": {"exact_match": {"int8": 0.902 - drop}}})
+    _json(root, "accuracy_aware/result.json", {"enabled": False})
+    _json(root, "accuracy_aware/trace.json", [])
     for seconds, name in enumerate(("config", "prepare", "collect_statistics", "quantize", "correct_bias", "evaluate")):
         _json(
             root, f"records/{name}.json", {"stage": name, "seconds": seconds + 0.5, "cpu_seconds": 1.0, "peak_memory_mb": 100.0 + seconds}

@@ -192,6 +192,21 @@ REFUSED: dict[str, tuple[str, ...]] = {
     "data: {calibration: {count: many}}": ("data.calibration.count: 'many'", "an integer"),
     "data: {calibration: {_target_: TextLines}}": ("data.calibration._target_: 'TextLines'", "dotted name"),
     "data: {calibration: {_target_: stages.runtime.text_line.TextLines}}": ("did you mean 'text_lines'",),
+    "accuracy_aware: {maximal_drop: -0.01}": ("accuracy_aware.maximal_drop: -0.01", "at least 0.0"),
+    "accuracy_aware: {metrics: [{name: exact_macth}]}": (
+        "accuracy_aware.metrics[0].name: 'exact_macth'",
+        "exact_match, character_accuracy",
+    ),
+    "accuracy_aware: {metrics: [{name: exact_match}, {name: exact_match}]}": ("accuracy_aware.metrics[1].name", "only once"),
+    "accuracy_aware: {metrics: [{name: exact_match, baseline_value: 0.9}, {name: character_accuracy}]}": (
+        "accuracy_aware.metrics[1].baseline_value: null",
+        "for all or for none",
+    ),
+    "accuracy_aware: {drop_type: relative, metrics: [{name: exact_match, baseline_value: 0}]}": ("baseline_value: 0.0", "'relative'"),
+    "accuracy_aware: {ranking_subset_size: 50}\ndata: {validation_size: 40}": ("ranking_subset_size: 50", "validation_size, which is 40"),
+    "accuracy_aware: {base_algorithm: TunableQuantization}": ("accuracy_aware.quantizers: null", "existing file"),
+    "accuracy_aware: {quantizers: params.yaml}": ("accuracy_aware.quantizers: 'params.yaml'", "'DefaultQuantization'"),
+    "accuracy_aware: {convert_to_mixed_preset: true}\nquantization: {preset: mixed}": ("convert_to_mixed_preset: true", "'mixed'"),
     "seed: ${nope}": ("seed", "'nope' not found"),
     "data: {calibration: {_target_: conf.my_data.Mine}}": ("'conf.my_data.Mine' cannot be found",),
     "tune: {space: {tuning_scope: [layers]}}": ("tune.space.tuning_scope[0]: 'layers'", "did you mean 'layer'"),
@@ -299,7 +314,7 @@ def test_every_option_of_every_group_is_valid(resolve: Resolve, project: Project
     groups = {path.parent.name for path in (project.root / "conf").glob("*/*.yaml")}
     assert groups == {
         *("model", "data", "metric", "engine", "target_device", "quantization"),
-        *("bias_correction", "layerwise_tuning", "evaluate", "tune", "cluster", "tracking", "experiment"),
+        *("bias_correction", "layerwise_tuning", "evaluate", "accuracy_aware", "tune", "cluster", "tracking", "experiment"),
     }
     for path in sorted((project.root / "conf").glob("*/*.yaml")):
         choice = f"{path.parent.name}: {path.stem}"
@@ -337,7 +352,7 @@ def test_image_folder_validation_follows_calibration(resolve: Resolve, project: 
 def test_defaults_in_conf_are_those_of_the_schema(resolve: Resolve) -> None:
     """conf/ shows defaults beside their explanation, the schema decides them: they must agree."""
     composed = resolve()
-    for section in ("engine", "quantization", "bias_correction", "tune", "tracking"):
+    for section in ("engine", "quantization", "bias_correction", "accuracy_aware", "tune", "tracking"):
         assert getattr(composed, section) == getattr(Config(), section), section
     assert dataclasses.replace(composed.evaluate, primary_metric=None) == Config().evaluate
     data = yaml.safe_load(Path("conf/data/arrays.yaml").read_text())
@@ -430,9 +445,9 @@ RERUNS: dict[str, set[str]] = {
     "quantization: {pot_compatible: true}": {"collect_statistics", "quantize", "correct_bias"},
     "quantization: {ignored: {scope: [conv]}}": {"quantize"},
     "bias_correction: {threshold: 3}": {"correct_bias"},
-    "layerwise_tuning: {use_layerwise_tuning: true}": {"correct_bias"},
     "evaluate: {confidence: 0.9}": {"evaluate"},
     "evaluate: {primary_metric: character_accuracy}": {"evaluate"},
+    "layerwise_tuning: {use_layerwise_tuning: true}": {"correct_bias"},
     "tracking: {experiment: other}": set(),
     "bias_correction: {use_fast_bias: false}": {"correct_bias"},
     # Only the accurate correction runs models (test_the_engine_concerns_the_accurate_bias_correction).
@@ -443,9 +458,12 @@ RERUNS: dict[str, set[str]] = {
 
 
 # Searches read nearly all of it; while they are disabled that takes them a fraction of a second.
-SEARCHES = {"tune"}
+SEARCHES = {"accuracy_aware", "tune"}
 NOT_OF_SEARCHES = ("tracking", "cluster", "model")
 RERUNS |= {
+    "accuracy_aware: {maximal_drop: 0.02}": set(),
+    # Range estimators by quantiles need statistics that nothing else does.
+    "accuracy_aware: {enabled: true, tune_hyperparams: true}": {"collect_statistics"},
     "tune: {max_trials: 7}": set(),
     "tune: {enabled: true, space: {tuning_scope: [layer]}}": set(),
     # Quantiles that trials may ask for are stored beforehand.
@@ -459,8 +477,9 @@ def test_a_change_reruns_only_what_it_concerns(resolve: Resolve, keys: str) -> N
     stages = yaml.safe_load(Path("dvc.yaml").read_text())["stages"]
     before, after = resolve(), resolve(keys)
     assert before != after
-    expected = RERUNS[keys] | (set() if keys.startswith(NOT_OF_SEARCHES) else SEARCHES)
-    assert {name for name, stage in stages.items() if tracked(stage, before) != tracked(stage, after)} == expected
+    section = keys.split(":")[0]
+    searches = {section} & SEARCHES or (set() if section in NOT_OF_SEARCHES else SEARCHES)
+    assert {name for name, stage in stages.items() if tracked(stage, before) != tracked(stage, after)} == RERUNS[keys] | searches
 
 
 def test_the_engine_concerns_the_accurate_bias_correction(resolve: Resolve) -> None:

@@ -181,7 +181,7 @@ def test_reports_are_reproducible_and_another_preset_infers_fp32_no_more(project
     stamps = [path.stat().st_mtime_ns for path in known]
     other.params(keys.replace("performance", "mixed") + METRICS, *OPTIONS)
     outcome = other.repro()
-    assert outcome.stages == ["config", "quantize", "correct_bias", "evaluate", "tune", "track"]
+    assert outcome.stages == ["config", "quantize", "correct_bias", "evaluate", "accuracy_aware", "tune", "track"]
     assert sorted((other.root / "build/.baseline").rglob("*.npz")) == known
     assert [path.stat().st_mtime_ns for path in known] == stamps
     before, after = (read(each, "reports/metrics.json")["metric"]["accuracy"] for each in (project, other))

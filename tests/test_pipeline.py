@@ -23,7 +23,7 @@ SMALL = """\
 data: {calibration: {count: 8}, validation: {count: 8}}
 evaluate: {noise_samples: 2, benchmark: {enabled: false}}
 """
-WORK = ["prepare", "collect_statistics", "quantize", "correct_bias", "evaluate", "tune"]
+WORK = ["prepare", "collect_statistics", "quantize", "correct_bias", "evaluate", "accuracy_aware", "tune"]
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +69,7 @@ def test_same_bytes_in_another_folder(built: Project, tmp_path: Path) -> None:
 
 def test_only_what_a_change_concerns_runs_again(project: Project) -> None:
     project.params(SMALL + "quantization: {preset: mixed}", *EXAMPLE)
-    assert project.repro().stages == ["config", "quantize", "correct_bias", "evaluate", "tune", "track"]
+    assert project.repro().stages == ["config", "quantize", "correct_bias", "evaluate", "accuracy_aware", "tune", "track"]
     project.params(SMALL + "quantization: {preset: mixed}\ntracking: {experiment: other}", *EXAMPLE)
     assert project.repro().stages == ["config", "track"]
     edit(project, "stages/track.py")

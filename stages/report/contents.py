@@ -27,6 +27,7 @@ STAGES = {
     "quantize": "decides what is quantized, and the ranges",
     "correct_bias": "shifts biases by the error of quantized weights",
     "evaluate": "measures accuracy, speed and noise",
+    "accuracy_aware": "reverts layers until the accuracy budget holds",
 }
 MOST_NOISY = 15
 MOST_COSTLY = 12
@@ -465,9 +466,7 @@ def _values(section: Any, defaults: Any, prefix: str) -> Iterator[tuple[str, Any
 
 def _text(value: Any) -> str:
     """A value as one would write it in YAML, on one line."""
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        value = dataclasses.asdict(value)
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=dataclasses.asdict)
 
 
 def _told(config: Config) -> dict[str, Any]:

@@ -86,6 +86,22 @@ def benchmark(fp32: ov.Model, int8: ov.Model, engine: Engine, inputs: Inputs, se
     return result, node_times(compile(int8, engine, engine.inference_precision, hint="LATENCY", counters=True), inputs, 0.1 * seconds)
 
 
+def side_by_side(models: Mapping[str, tuple[ov.Model, str]], engine: Engine, inputs: Inputs, seconds: float) -> dict[str, Any]:
+    """Latency of models, each in a precision, in the same rounds.
+
+    Returns:
+        Milliseconds per model, and how many times faster the last model is than each of the others.
+    """
+    compiled = {name: compile(model, engine, precision, hint="LATENCY") for name, (model, precision) in models.items()}
+    rounds = latency(compiled, inputs, seconds)
+    *others, last = models
+    return {
+        "rounds": len(rounds[last]),
+        "latency_ms": {name: spread(1e3 * times)._asdict() for name, times in rounds.items()},
+        "speed_up": {name: speed_up(rounds[name], rounds[last])._asdict() for name in others},
+    }
+
+
 def precision_of(model: ov.CompiledModel) -> str:
     """The precision that a compiled model computes in where it is not quantized, e.g. `bf16`; `f32` where the device has no choice."""
     if "INFERENCE_PRECISION_HINT" not in model.get_property("SUPPORTED_PROPERTIES"):

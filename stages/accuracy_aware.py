@@ -1,0 +1,139 @@
+"""Revert layers to floating point until the accuracy budget holds, and write the model that gives least back for it.
+
+result.json says what the budget is, how far the model is from it on the search's samples and on the held-out ones, and which
+layers returned to floating point; trace.json has a line for every model that was tried, and why it was taken or not.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Any
+
+from stages import artifacts
+from stages.errors import UserError
+from stages.schema import Config
+from stages.stage import run
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import openvino as ov
+
+    from stages.search.problem import Problem
+    from stages.search.reversion import Step
+
+NAME = "accuracy_aware"
+PATIENCE_SECONDS = 5.0  # enough for a killed stage to end
+
+
+def main(config: Config) -> dict[str, Any]:
+    """Write build/accuracy_aware and build/reports/accuracy_aware.json.
+
+    Raises:
+        UserError: the budget cannot be met and accuracy_aware.on_failure is `fail`. The best model is written all the same.
+    """
+    settings = config.accuracy_aware
+    if not settings.enabled:
+        with artifacts.writing(artifacts.folder(NAME)) as folder:
+            artifacts.write_json(folder / "result.json", {"enabled": False})
+            artifacts.write_json(folder / "trace.json", [])
+        artifacts.write_json(artifacts.REPORTS / f"{NAME}.json", {"enabled": False})
+        return {"enabled": False}
+
+    from stages.progress import Progress
+    from stages.reversion_report import report, result_json, trace_json
+    from stages.runtime import baseline
+    from stages.search.candidates import candidate_key
+    from stages.search.evaluator import Task
+    from stages.search.reversion import Reversion
+    from stages.search.session import searching
+    from stages.searching import evaluated
+    from stages.starting_points import make_budget, mixed_candidate, posed, start
+
+    problem = posed(config)
+    budget, parts = make_budget(config, problem)
+    base, known = start(config, problem)
+    mixed = mixed_candidate(config, problem, base)
+    with searching(problem, NAME, config.cluster) as session, Progress(NAME, unit="evaluations") as advance:
+        search = Reversion(session, budget, settings, parts.search, _print, advance)
+        best = search.run(base, known, mixed)
+        if known is not None and candidate_key(best.candidate) == candidate_key(base):
+            rows = known
+        else:
+            others = tuple(position for position in range(len(problem.samples)) if position not in set(parts.search))
+            rows = best.everywhere(parts.search, others, session.evaluate([Task(best.candidate, others)])[0].rows if others else None)
+    result = result_json(config, problem, budget, parts, search, best, rows)
+    with artifacts.writing(artifacts.folder(NAME)) as folder:
+        as_it_was = settings.base_algorithm == "DefaultQuantization" and candidate_key(best.candidate) == candidate_key(base)
+        model = None
+        if as_it_was:
+            _copy_model(folder)
+        else:
+            model = _write_model(config, problem, best.candidate, mixed, folder)
+        everything = {"fp32": problem.fp32, "int8": evaluated("int8", list(problem.metrics)), NAME: rows}
+        baseline.save({name: dict(values) for name, values in everything.items()}, folder / "samples.npz")
+        artifacts.write_json(folder / "trace.json", trace_json(search.trace, budget))
+        artifacts.write_json(folder / "result.json", result)
+        artifacts.write_json(folder / "latency.json", {} if model is None else _latency(config, problem, model))
+    artifacts.write_json(artifacts.REPORTS / f"{NAME}.json", report(result))
+    if not result["holds"] and settings.on_failure == "fail":
+        raise UserError(
+            f"the accuracy budget cannot be met: {result['shortfall']}; {artifacts.folder(NAME)} holds the best model found,"
+            " and accuracy_aware.on_failure: keep goes on with it"
+        )
+    return {"enabled": True, "holds": result["holds"], "evaluated": session.evaluated, "remembered": session.remembered}
+
+
+def _print(step: Step) -> None:
+    drops = ", ".join(f"{metric} drops by {drop:.4g}" for metric, drop in (step.drops or {}).items())
+    layers = f" {', '.join(step.layers[:2])}{', ...' if len(step.layers) > 2 else ''}" if step.layers else ""
+    print(f"{NAME}: {step.phase}{layers}: {drops + '; ' if drops else ''}{step.why}", file=sys.stderr, flush=True)
+
+
+def _copy_model(folder: Path) -> None:
+    """The model of correct_bias, to the byte."""
+    import shutil
+
+    sources = {"quantize": ["quantizers.json"], "correct_bias": ["corrections.json", "model.xml", "model.bin"]}
+    for stage, names in sources.items():
+        for name in names:
+            shutil.copyfile(artifacts.folder(stage) / name, folder / name)
+
+
+def _write_model(config: Config, problem: Problem, candidate: Any, mixed: Any, folder: Path) -> ov.Model:
+    from stages.quantization.build import build, corrections_json, quantizers_json, save_model
+    from stages.quantization.schemes import ACTIVATIONS
+
+    correction = candidate.bias_correction
+    model, solved = build(
+        problem.model(), problem.statistics, candidate.plan, correction, problem.pot_compatible, candidate.corrections, problem.tuned
+    )
+    asymmetric = any(entry.kind == ACTIVATIONS and not entry.scheme.symmetric for entry in candidate.plan.quantizers)
+    preset = "mixed" if mixed is not None and asymmetric else config.quantization.preset
+    algorithm = ("FastBiasCorrection" if correction.use_fast_bias else "BiasCorrection") if correction.enabled else None
+    save_model(model, folder)
+    artifacts.write_json(folder / "quantizers.json", quantizers_json(candidate.plan, solved, preset, config.target_device.name))
+    artifacts.write_json(folder / "corrections.json", {"algorithm": algorithm} | corrections_json(solved))
+    return model
+
+
+def _latency(config: Config, problem: Problem, model: ov.Model) -> dict[str, Any]:
+    """Of the model, beside FP32 in both precisions and the INT8 model that has no layer reverted."""
+    from stages.runtime import engine, latency
+
+    if not config.evaluate.benchmark.enabled:
+        return {}
+    int8 = engine.core().read_model(artifacts.folder("correct_bias") / "model.xml")
+    precision = config.engine.inference_precision
+    models = {
+        "fp32": (problem.model(), "f32"),
+        "default": (problem.model(), "default"),
+        "int8": (int8, precision),
+        NAME: (model, precision),
+    }
+    inputs = dict(enumerate(problem.samples[0].inputs.values()))
+    return latency.side_by_side(models, config.engine, inputs, config.evaluate.benchmark.seconds)
+
+
+if __name__ == "__main__":
+    run(NAME, main, PATIENCE_SECONDS)
