@@ -17,6 +17,7 @@ from typing import Any, TextIO
 from stages import artifacts
 from stages.config import load_config
 from stages.errors import UserError
+from stages.passwords import without_passwords
 from stages.schema import Config
 
 Body = Callable[[Config], dict[str, Any] | None]
@@ -105,7 +106,7 @@ def peak_memory_mb() -> float:
 
 
 def _fail(name: str, message: str) -> int:
-    print(f"{name}: error: {' '.join(message.split())}", file=sys.stderr)
+    print(f"{name}: error: {without_passwords(' '.join(message.split()))}", file=sys.stderr)
     return 1
 
 

@@ -31,6 +31,7 @@ from urllib.parse import quote
 
 from stages import accuracy_budget, artifacts
 from stages.errors import UserError
+from stages.passwords import has_password, is_escaped, without_passwords, without_user
 from stages.report import page
 from stages.schema import Config
 from stages.stage import run
@@ -116,8 +117,19 @@ def tracking_uri(config: Config) -> str:
     """Where to log: the environment's MLFLOW_TRACKING_URI, or the configured one; a relative SQLite file is the project's.
 
     DVC runs queued experiments in a temporary copy of the project and names the project itself in DVC_ROOT.
+
+    Raises:
+        UserError: it has no scheme, or a special character in user or password is not escaped. Drivers would take a part of it for the
+            host, and print that.
     """
     uri = os.environ.get("MLFLOW_TRACKING_URI") or config.tracking.tracking_uri
+    place = "MLFLOW_TRACKING_URI" if os.environ.get("MLFLOW_TRACKING_URI") else "tracking.tracking_uri"
+    if ":" in uri and "://" not in uri:
+        raise UserError(
+            f"{place}: no address; expected sqlite:///mlflow.db, another database, or a server's address with http:// before it"
+        )
+    if not is_escaped(uri):
+        raise UserError(f"{place}: special characters in user and password must be escaped: @ as %40, / as %2F, ? as %3F, # as %23")
     if not uri.startswith(SQLITE):
         return uri
     root = Path(os.environ.get("DVC_ROOT") or ".")
@@ -136,11 +148,12 @@ def comparison(uri: str, experiment_id: str, runs: Sequence[str] = ()) -> str:
 def how_to_open(uri: str, page: str) -> str:
     """The command that starts the MLflow UI where no server runs, and the address of one of its pages."""
     if uri.startswith("http"):
-        return f"{without_password(uri).rstrip('/')}/{page}"
+        return f"{without_user(uri).rstrip('/')}/{page}"  # a browser asks for them
     path = Path(uri.removeprefix(SQLITE))
     if uri.startswith(SQLITE) and path.is_relative_to(Path.cwd()):
         uri = f"{SQLITE}{path.relative_to(Path.cwd())}"
-    return f"mlflow ui --backend-store-uri {without_password(uri)}\n         {UI}/{page}"
+    store = '"$MLFLOW_TRACKING_URI"' if has_password(uri) else uri
+    return f"mlflow ui --backend-store-uri {store}\n         {UI}/{page}"
 
 
 def log_sweep(uri: str, experiment: str, name: str, summary: str, html: str) -> str:
@@ -172,11 +185,6 @@ def log_sweep(uri: str, experiment: str, name: str, summary: str, html: str) -> 
             client.set_terminated(run_id, RunStatus.to_string(RunStatus.FINISHED))
             run = Run(name, experiment_id, run_id)
     return f"#/experiments/{run.experiment_id}/runs/{run.id}/artifacts/{COMPARISON}?workflowType=machine_learning"
-
-
-def without_password(text: str) -> str:
-    """`text` with the user and password of any URI in it replaced."""
-    return re.sub(r"//[^/@\s]+@", "//***@", text)
 
 
 def find_in_sqlite(uri: str, experiment: str, key: str) -> Run | None:
@@ -223,16 +231,20 @@ def _client(uri: str) -> Iterator[MlflowClient]:
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
     from mlflow.exceptions import MlflowException
+    from mlflow.store.db import utils as databases
     from mlflow.tracking import MlflowClient
     from sqlalchemy.exc import SQLAlchemyError  # comes with MLflow, which lets it through where a database is damaged
 
     for name in ("alembic", "mlflow"):  # they tell every step of making an SQLite file
         logging.getLogger(name).setLevel(logging.WARNING)
+    # Nor has MLflow a setting for databases, where it waits for 100 seconds and tells every attempt in five lines.
+    databases.MAX_RETRY_COUNT = 3
+    logging.getLogger(databases.__name__).setLevel(logging.ERROR)
     try:
         with _only_writer(uri):
             yield MlflowClient(uri)
     except (MlflowException, SQLAlchemyError, ImportError, PermissionError) as error:  # ImportError: a driver is missing
-        raise UserError(f"MLflow at {without_password(uri)}: {without_password(str(error).splitlines()[0])}") from error
+        raise UserError(f"MLflow at {without_passwords(uri)}: {without_passwords(str(error).splitlines()[0])}") from error
 
 
 @contextmanager

@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 
 from stages import targets
 from stages.errors import ConfigError
+from stages.passwords import has_password
 from stages.schema import (
     ESTIMATOR_TUNING_SCOPE,
     MISSING,
@@ -439,6 +440,11 @@ def _check_cluster(cluster: Cluster) -> None:
 
 
 def _check_tracking(tracking: Tracking) -> None:
+    if has_password(tracking.tracking_uri):
+        raise ConfigError(
+            "tracking.tracking_uri: a password or token is not allowed, as the configuration is stored and logged; expected an address "
+            "without one, and the whole address in the environment's MLFLOW_TRACKING_URI"
+        )
     scheme, separator, _ = tracking.tracking_uri.partition("://")
     # MLflow's file store, which a bare path also means, no longer works.
     if tracking.enabled and (not separator or scheme in ("", "file")):

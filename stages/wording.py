@@ -5,14 +5,16 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+from stages.passwords import without_passwords
+
 
 def show(value: object) -> str:
-    """A value as one would write it in YAML, cut to a readable length."""
+    """A value as one would write it in YAML, cut to a readable length, without passwords in addresses."""
     if value is None:
         return "null"
     if isinstance(value, bool):
         return str(value).lower()
-    text = repr(value)
+    text = without_passwords(repr(value))
     return text if len(text) <= 80 else text[:77] + "..."
 
 

@@ -22,7 +22,7 @@ GROUND = {"stages", "stages.artifacts", "stages.errors", "stages.schema"}
 FLOORS = ["stages.runtime", "stages.quantization", "stages.search"]
 # What configures, reports and names things: it does not enter a stage's result but through the configuration itself.
 ROOF = {f"stages.{path.stem}" for path in MODULES if path.parent == Path("stages")}
-PLUMBING = GROUND | {"stages.config", "stages.progress", "stages.stage", "stages.targets", "stages.validation", "stages.wording"}
+PLUMBING = GROUND | {f"stages.{name}" for name in ("config", "passwords", "progress", "stage", "targets", "validation", "wording")}
 
 
 class Import(NamedTuple):

@@ -282,7 +282,7 @@ def test_how_to_open_the_comparison(workspace: Path) -> None:
     page = "#/experiments/7/runs?workflowType=machine_learning&compareRunsMode=CHART"
     local = track.comparison(f"sqlite:///{workspace}/mlflow.db", "7")
     assert local.split() == ["mlflow", "ui", "--backend-store-uri", "sqlite:///mlflow.db", f"http://127.0.0.1:5000/{page}"]
-    assert track.comparison("http://me:secret@tracking:5000/", "7") == f"http://***@tracking:5000/{page}"
+    assert track.comparison("http://tracking:5000/", "7") == f"http://tracking:5000/{page}"
 
 
 def change_input(folder: Path, change: str) -> None:

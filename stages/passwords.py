@@ -1,0 +1,46 @@
+"""Passwords in addresses: found where they must not be given, and hidden in everything that is shown."""
+
+from __future__ import annotations
+
+import re
+
+# Names that drivers and servers give to a secret in the query of an address.
+_SECRET_NAMES = r"(?:password|passwd|passphrase|pwd|secret|token|odbc_connect)"
+_IN_QUERY = re.compile(rf"([\w-]*{_SECRET_NAMES}[\w-]*=)[^&\s]+?(?=:?(?:[&\s]|$))", re.IGNORECASE)
+# As far as the last @ of a word: a password that is not escaped may itself hold @ and /. After :/// there is a path, and no user.
+_BEFORE_HOST = re.compile(r"(://)(?!/)\S*@")
+
+
+def has_password(address: str) -> bool:
+    """Whether an address like `scheme://user:password@host/path?name=value` holds a password or token; the scheme may be missing.
+
+    Where a password that is not escaped starts and ends is a guess, and this one is generous. A user alone is no secret,
+    except of a web server, where it may be a token.
+    """
+    scheme, rest = _split(address)
+    if _IN_QUERY.search(rest):
+        return True
+    user, at, _ = rest.rpartition("@")
+    return bool(at) and not rest.startswith("/") and (":" in user or scheme.startswith("http"))
+
+
+def is_escaped(address: str) -> bool:
+    """Whether the address can be read in one way only: its one @, if any, stands before the host."""
+    _, rest = _split(address)
+    return rest.startswith("/") or rest.count("@") == re.split("[/?#]", rest, maxsplit=1)[0].count("@") <= 1
+
+
+def without_user(address: str) -> str:
+    """The address without user and password before its host."""
+    return _BEFORE_HOST.sub(r"\1", address)
+
+
+def without_passwords(text: str) -> str:
+    """`text` with the users and passwords of all addresses in it replaced by `***`."""
+    return _IN_QUERY.sub(r"\1***", _BEFORE_HOST.sub(r"\1***@", text))
+
+
+def _split(address: str) -> tuple[str, str]:
+    """Scheme, which may be empty, and what follows it."""
+    scheme, separator, rest = address.partition("://")
+    return (scheme, rest) if separator else ("", address)
