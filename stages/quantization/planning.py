@@ -9,6 +9,7 @@ from functools import partial
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from stages import schema
 from stages.errors import UserError
@@ -21,6 +22,7 @@ from stages.quantization.graph import (
     Edge,
     Graph,
     Node,
+    constant_value,
     nodes_in_bodies,
     operation_kind,
     walk,
@@ -50,7 +52,8 @@ class Offer(NamedTuple):
 def make_plan(graph: Graph, target: Target, config: schema.Quantization, statistics: Statistics | None = None) -> Plan:
     """The configuration of the quantized model that `config` asks for on `target`.
 
-    Operations that read infinite values according to `statistics`, such as an attention mask, stay in floating point.
+    Operations that read infinite constants, or infinite values according to `statistics`, such as an attention mask, stay in
+    floating point.
     """
     return make_offer(graph, target, config, statistics).plan
 
@@ -59,7 +62,7 @@ def make_offer(graph: Graph, target: Target, config: schema.Quantization, statis
     """Like `make_plan`, with everything between which a search may choose."""
     ignored = ignored_operations(graph, target, config)
     offer = _offer(graph, target, config, ignored)
-    while statistics is not None and (infinite := _readers_of_infinite(graph, offer.plan, statistics).keys() - ignored.keys()):
+    while infinite := _readers_of_infinite(graph, offer.plan, statistics).keys() - ignored.keys():
         ignored = ignored | dict.fromkeys(infinite, "reads values that are not finite")
         offer = _offer(graph, target, config, ignored)
     return offer
@@ -76,19 +79,26 @@ def _offer(graph: Graph, target: Target, config: schema.Quantization, ignored: d
     return Offer(Plan(tuple(quantizers), tuple(floats), aligned, not_aligned, config.stat_batch_size), schemes)
 
 
-def _readers_of_infinite(graph: Graph, plan: Plan, statistics: Statistics) -> dict[Node, None]:
-    """The operations whose quantizers are on tensors with values that are not finite for some sample."""
+def _readers_of_infinite(graph: Graph, plan: Plan, statistics: Statistics | None) -> dict[Node, None]:
+    """The operations whose quantizers are on constants, or tensors for some sample, with values that are not finite."""
     found: dict[Node, None] = {}
     for quantizer in plan.quantizers:
-        if quantizer.kind != ACTIVATIONS:
-            continue
-        try:
-            lowest, highest, _ = statistics.tails(quantizer.source)
-        except KeyError:
-            continue  # not collected: whoever needs it says so
-        if not np.isfinite([lowest[..., 0], highest[..., 0]]).all():
+        if not np.isfinite(_extremes(graph, quantizer, statistics)).all():
             found |= dict.fromkeys(graph.by_name[place.name] for place in quantizer.layers or quantizer.consumers)
     return found
+
+
+def _extremes(graph: Graph, quantizer: Quantizer, statistics: Statistics | None) -> NDArray[np.floating]:
+    """Values that are finite if all are that the quantizer is on; none where that is not known."""
+    if quantizer.kind == WEIGHTS:
+        return constant_value(graph.by_name[quantizer.source.name])
+    if statistics is None:
+        return np.empty(0)
+    try:
+        lowest, highest, _ = statistics.tails(quantizer.source)
+    except KeyError:
+        return np.empty(0)  # not collected: whoever needs it says so
+    return np.asarray([lowest[..., 0], highest[..., 0]])
 
 
 # --------------------------------------------------------------------------------------------------- saturation fix

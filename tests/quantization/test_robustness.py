@@ -13,7 +13,7 @@ from stages.quantization.graph import read_graph
 from stages.quantization.planning import make_plan
 from tests.quantization.quantizing import infer, plan_of, quantized, statistics_of
 from tests.quantization.reference_runs import target
-from tests.quantization.small import constant, matmul, model, named, parameter, random
+from tests.quantization.small import constant, images, matmul, model, named, parameter, random
 
 
 def outputs(tested: ov.Model, sample: np.ndarray) -> list[np.ndarray]:
@@ -94,3 +94,16 @@ def test_operations_that_read_infinite_values_stay_in_floating_point(preset: str
     assert {quantizer.consumers[0].name for quantizer in plan.quantizers} >= {"scores"}
     result, _ = build(tested, statistics, plan)
     assert outputs(result, sample)[0].shape == (2, 4)
+
+
+@pytest.mark.parametrize("value", [np.inf, -np.inf, np.nan])
+def test_infinite_constants_stay_in_floating_point(value: float) -> None:
+    """A mask that is part of the model, and broken weights: their ranges would be no numbers, and so would all outputs."""
+    x, broken = parameter((1, 4)), random(4, 3)
+    broken[1, 2] = value
+    masked = op.add(named(op.tanh(matmul(x, random(4, 4), "first")), "tanh"), constant(np.array([[[0.0]], [[value]]], np.float32), "mask"))
+    tested = model([named(masked, "masked"), matmul(x, broken, "last")], x)
+    for preset in schema.PRESETS:
+        found = quantized(tested, images(3, (1, 4)), preset=preset)
+        assert {place.name for quantizer in found.plan.quantizers for place in quantizer.layers} == {"first"}
+        assert found.floats()["last", None] == found.floats()["masked", None] == "reads values that are not finite"
