@@ -100,15 +100,14 @@ def _print(search: Search) -> None:
 
 def _write(config: Config, search: Search, history: History) -> None:
     from stages.runtime import baseline
-    from stages.search.evaluator import Task
     from stages.searching import evaluated
     from stages.tuning_report import importance, latency_json, report, result_json, tables
 
-    problem, best = search.session.problem, search.best
-    rows = search.session.evaluate([Task(best.candidate)])[0].rows  # all samples in their order, all metrics
-    result = result_json(config, search, rows)
+    problem = search.session.problem
+    rows, loss = search.confirm()
+    result = result_json(config, search, rows, loss)
     with artifacts.writing(artifacts.folder(NAME)) as folder:
-        _write_model(config, problem, best.candidate, folder)
+        _write_model(config, problem, search.best.candidate, folder)
         everything = {"fp32": problem.fp32, "int8": evaluated("int8", list(problem.metrics)), NAME: rows}
         baseline.save({name: dict(values) for name, values in everything.items()}, folder / "samples.npz")
         for name, table in (tables(config, search) | {"importance": importance(search)}).items():

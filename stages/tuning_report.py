@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -13,17 +14,19 @@ from stages.runtime.latency import speed_up, spread
 from stages.schema import Config
 from stages.search.evaluator import Rows
 from stages.search.tuning import COMPARED, Search, Trial
+from stages.units import model_names
 
 MOST_PARAMETERS = 30  # of the importance
 
 
-def result_json(config: Config, search: Search, rows: Rows) -> dict[str, Any]:
+def result_json(config: Config, search: Search, rows: Rows, loss: float) -> dict[str, Any]:
     """What result.json holds.
 
     Args:
         config: Of the pipeline.
         search: Finished.
         rows: Of the best model on all validation samples, by metric.
+        loss: Its relative loss on all of them.
     """
     best, target = search.best, search.goal.target
     problem = search.session.problem
@@ -39,15 +42,19 @@ def result_json(config: Config, search: Search, rows: Rows) -> dict[str, Any]:
             "latency_reduce": target.speed_up,
             "metrics": [name for name, _ in search.goal.baselines],
             "samples": len(search.goal.positions),
+            "all_samples": len(problem.samples),
         },
         "best": {
             "trial": search.trials.index(best) + 1,
             "label": best.label,
-            "accuracy_loss": _rounded(best.score.accuracy_loss),
-            "within_budget": best.complete and target.within_budget(best.score),
-            "target_met": best.complete and target.met(best.score),
+            "accuracy_loss": _rounded(loss),
+            "accuracy_loss_in_search": _rounded(best.score.accuracy_loss),
+            "within_budget": loss <= target.accuracy_loss,
+            "target_met": target.met(replace(best.score, accuracy_loss=loss)),
             "quantized_layers": _rounded(best.score.quantized),
+            "layers": sum(len(unit.layers) for unit in search.space.units),
             "float_layers": _float_layers(search, best),
+            "changed": _choices(search, best),
             "speed_up": best.speed_up and best.speed_up._asdict(),
             "latency_ms": best.latency_ms and best.latency_ms._asdict(),
             "metrics": judged,
@@ -113,32 +120,44 @@ def trials(search: Search) -> list[dict[str, Any]]:
 
 
 def trade_off(config: Config, search: Search) -> list[dict[str, Any]]:
-    """The primary metric over the speed-up, of every trial that was evaluated in full, and of FP32."""
-    primary = search.session.problem.primary
-    finished = [trial for trial in search.trials if trial.complete]
-    judge = search.session.problem.metrics[primary]
-    sign = 1.0 if judge.higher_is_better else -1.0
-    points = [(trial.score.speed_up, sign * trial.values[primary]) for trial in finished]
-    rows = [
+    """The primary metric over the speed-up, of FP32 and of every trial that was evaluated in full; the frontier's are marked.
+
+    Where trials saw a part of the samples, the metric is what is expected on all of them: FP32's and the paired difference.
+    """
+    problem = search.session.problem
+    metric, fp32 = problem.metrics[problem.primary], problem.fp32[problem.primary]
+    shift = metric.value(fp32) - metric.value(fp32[list(search.goal.positions)])
+    sign = 1.0 if metric.higher_is_better else -1.0
+    finished = [(number, trial) for number, trial in enumerate(search.trials, start=1) if trial.complete]
+    points = [(trial.score.speed_up, sign * trial.values[problem.primary]) for _, trial in finished]
+    best = search.best
+    rows: list[dict[str, Any]] = [
         {
-            "model": trial.label,
+            "model": "tuned" if trial is best else trial.label,
+            "trial": number,
             "speed_up": _rounded(trial.score.speed_up),
-            "accuracy": _rounded(trial.values[primary]),
+            "accuracy": _rounded(trial.values[problem.primary] + shift),
             "kind": "frontier" if _on_frontier(point, points) else "trial",
         }
-        for trial, point in zip(finished, points, strict=True)
+        for (number, trial), point in zip(finished, points, strict=True)
     ]
     evaluation = artifacts.read_json(artifacts.folder("evaluate") / "evaluation.json")
     speed = artifacts.read_json(artifacts.folder("evaluate") / "latency.json")
     known = evaluation["metrics"][config.evaluate.primary_metric]
     if search.goal.timing is not None and speed:
-        times = {name: speed["latency_ms"][name]["median"] for name in ("fp32", "default")}
-        rows.append(
-            {"model": "FP32 (f32)", "speed_up": _rounded(times["default"] / times["fp32"]), "accuracy": known["fp32"], "kind": "reference"}
-        )
-        if evaluation["precisions"]["default"] != "f32":
-            name = f"FP32 ({evaluation['precisions']['default']}, default)"
-            rows.append({"model": name, "speed_up": 1.0, "accuracy": known["default"], "kind": "reference"})
+        names = model_names(evaluation["precisions"])
+        del names["int8"]  # is the first trial
+        default = speed["latency_ms"]["default"]["median"]
+        rows += [
+            {
+                "model": name,
+                "trial": None,
+                "speed_up": _rounded(default / speed["latency_ms"][model]["median"]),
+                "accuracy": known[model],
+                "kind": "reference",
+            }
+            for model, name in names.items()
+        ]
     return rows
 
 

@@ -21,10 +21,9 @@ from stages.search.history import History
 from stages.search.problem import Problem
 from stages.search.session import Session
 from stages.search.space import Space
-from stages.search.tuning import ACCURACY_AWARE, FULL, Goal, Search, Start, exclusions, shuffled
+from stages.search.tuning import ACCURACY_AWARE, FULL, PRESETS, Goal, Search, Start, exclusions, shuffled
 from stages.searching import base_candidate, make_problem
 
-PRESETS = ("performance", "mixed", "accuracy")
 LAST_BEST = "the last search's best"
 
 
@@ -105,8 +104,8 @@ def starts(config: Config, search: Search, best: Plan | None) -> list[Start]:
     give(FULL, space.offer.plan, always=True)
     if best is not None:
         give(LAST_BEST, space.plan(space.base_proposal()))
-    for preset in PRESETS:
-        give(f"preset {preset}", make_plan(*_plan_arguments(config, search.session.problem, preset)))
+    for preset, label in PRESETS.items():
+        give(label, make_plan(*_plan_arguments(config, search.session.problem, preset)))
     plan = accuracy_aware_plan()
     if plan is not None:
         # It reverts other groups of layers than the space does: given as it is where switching layers off is allowed.

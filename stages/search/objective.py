@@ -96,18 +96,6 @@ def _slowness(speed_up: float) -> float:
     return 8.0 * math.log(1.0 / (1000.0 * speed_up))
 
 
-def better(score: Score, loss: float, other: Score, other_loss: float, target: Target) -> bool:
-    """Whether a configuration is the better result: within the budget the faster one, beyond it the lower loss.
-
-    Of equally fast ones the more accurate (pot_behaviour.md section 11.5).
-    """
-    if target.within_budget(score) != target.within_budget(other):
-        return target.within_budget(score)
-    if target.within_budget(score):
-        return (score.speed_up, -score.accuracy_loss) > (other.speed_up, -other.accuracy_loss)
-    return loss < other_loss
-
-
 # ------------------------------------------------------------------------------------------------ loss of accuracy
 
 

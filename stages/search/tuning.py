@@ -21,7 +21,7 @@ from stages.search import tpe
 from stages.search.candidates import Candidate, candidate_key, kept_corrections
 from stages.search.early import BeyondBudget
 from stages.search.evaluator import Outcome, Rows, Task, Timing, build_candidate, time_models
-from stages.search.objective import Budget, Score, Target, better, make_budget, pot_loss
+from stages.search.objective import Budget, Score, Target, make_budget, pot_loss
 from stages.search.problem import Problem
 from stages.search.session import Session
 from stages.search.space import Proposal, Space
@@ -30,7 +30,8 @@ POT_LOSS, CONSTRAINED = "pot_loss", "constrained"
 LOOKS = 20  # at least, on the way through the samples
 LARGEST_CHUNK = 50
 FULL, ACCURACY_AWARE = "fully quantized", "accuracy_aware"
-COMPARED = (FULL, ACCURACY_AWARE)  # labels of trials that the result is compared with
+PRESETS = {preset: f"preset {preset}" for preset in ("performance", "mixed", "accuracy")}  # labels
+COMPARED = (FULL, ACCURACY_AWARE, *PRESETS.values())  # labels of trials that the result is compared with
 FINALISTS = 5
 
 Rounds = dict[str, list[float]]
@@ -127,6 +128,7 @@ class Search:
         trials: What is known.
         ended: Why the search ended.
         final_rounds: What `finals` found.
+        confirmed: Index of the trial that `confirm` chose.
     """
 
     session: Session
@@ -138,6 +140,7 @@ class Search:
     trials: list[Trial] = field(default_factory=list)
     ended: str = ""
     final_rounds: Rounds = field(default_factory=dict)
+    confirmed: int | None = None
 
     def go_on_from(self, trials: Sequence[Trial]) -> None:
         """Take over the trials of an earlier search; their losses are those of this one's goal."""
@@ -175,27 +178,47 @@ class Search:
 
     @property
     def best(self) -> Trial:
-        """The fastest trial within the budget, or the one with the lowest loss; by the finals, where there were any."""
+        """The fastest trial within the budget, or the one with the lowest loss; by the finals and by `confirm`, where there were any."""
+        if self.confirmed is not None:
+            return self.trials[self.confirmed]
+        if ranked := self._fastest_inside():
+            return self.trials[ranked[0]]
+        # What was given up is beyond the budget; that it is within a larger one of now is not known.
+        return min([trial for trial in self.trials if trial.complete] or self.trials, key=lambda trial: trial.loss)
+
+    def confirm(self) -> tuple[Rows, float]:
+        """Make sure that the best trial keeps the budget on all samples, where trials saw only a part; else the next fastest is the best.
+
+        Returns:
+            The best model's rows on all samples in their order, by metric, and its relative loss on them.
+        """
+        problem = self.session.problem
+        everywhere = make_budget(problem.metrics, problem.fp32, dict(self.goal.baselines))
+        found: list[tuple[Rows, float]] = []
+        for index in self._fastest_inside()[:FINALISTS] or [self.trials.index(self.best)]:
+            rows = self.session.evaluate([Task(self.trials[index].candidate)])[0].rows
+            found.append((rows, max(everywhere.losses(rows).values())))
+            if found[-1][1] <= self.goal.target.accuracy_loss:
+                self.confirmed = index
+                return found[-1]
+        self.confirmed = self.trials.index(self.best)
+        return found[0]
+
+    def _fastest_inside(self) -> list[int]:
+        """Indices of the trials within the budget, the fastest first, of equally fast ones the more accurate; by the finals, if any."""
+        inside = [index for index, trial in enumerate(self.trials) if self._inside(trial)]
         if self.final_rounds:
-            inside = [index for index in self.finalists() if self._inside(self.trials[index])]
-            if inside:
-                return self.trials[min(inside, key=lambda index: float(np.median(self.final_rounds[str(index)])))]
-        best = self.trials[0]
-        for trial in self.trials[1:]:
-            if trial.complete != best.complete:
-                # What was given up is beyond the budget; that it is within a larger one of now is not known.
-                best = trial if trial.complete else best
-            elif better(trial.score, trial.loss, best.score, best.loss, self.goal.target):
-                best = trial
-        return best
+            timed = [index for index in inside if str(index) in self.final_rounds]
+            return sorted(timed, key=lambda index: float(np.median(self.final_rounds[str(index)])))
+        scores = [trial.score for trial in self.trials]
+        return sorted(inside, key=lambda index: (-scores[index].speed_up, scores[index].accuracy_loss))
 
     def _inside(self, trial: Trial) -> bool:
         return trial.complete and self.goal.target.within_budget(trial.score)
 
     def finalists(self) -> list[int]:
-        """Indices of the fastest trials within the budget, and of the fully quantized and the accuracy-aware model."""
-        inside = [index for index, trial in enumerate(self.trials) if self._inside(trial)]
-        fastest = sorted(inside, key=lambda index: -self.trials[index].score.speed_up)[:FINALISTS]
+        """Indices of the fastest trials within the budget, and of the presets and the accuracy-aware model."""
+        fastest = self._fastest_inside()[:FINALISTS]
         compared = [index for index, trial in enumerate(self.trials) if trial.label in COMPARED and trial.complete]
         return list(dict.fromkeys([*fastest, *compared]))
 

@@ -10,7 +10,7 @@ import pytest
 
 from stages.errors import UserError
 from stages.runtime.metrics import Accuracy, CharacterAccuracy, ReferenceError
-from stages.search.objective import BEYOND_BUDGET, TOO_SLOW, Score, Target, better, make_budget, pot_loss
+from stages.search.objective import BEYOND_BUDGET, TOO_SLOW, Score, Target, make_budget, pot_loss
 
 FULL = Score(accuracy_loss=0.25, speed_up=1.6, quantized=1.0)
 TARGET = Target(accuracy_loss=0.01, speed_up=1.0, quantized_weight=1.0)
@@ -51,15 +51,6 @@ def test_no_division_by_zero() -> None:
     for full in (Score(0.0, 1.0, 1.0), Score(0.0, 1.6, 1.0), Score(0.25, 1.0, 1.0), Score(-0.1, 0.5, 1.0)):
         for target in (TARGET, Target(accuracy_loss=0.0, speed_up=1.0)):
             assert math.isfinite(pot_loss(Score(0.02, 1.1, 0.5), full, target))
-
-
-def test_better_result() -> None:
-    fast, accurate = Score(0.009, 1.5, 1.0), Score(0.001, 1.2, 1.0)
-    beyond = Score(0.02, 3.0, 1.0)
-    assert better(fast, 0.0, accurate, 0.0, TARGET)
-    assert not better(beyond, -100.0, accurate, 0.0, TARGET)
-    assert better(replace(fast, accuracy_loss=0.002), 0.0, fast, 0.0, TARGET)  # as fast, more accurate
-    assert better(beyond, 80.0, replace(beyond, accuracy_loss=0.03), 81.0, TARGET)  # none within: the lower loss
 
 
 def test_target_is_met_with_accuracy_and_speed() -> None:
