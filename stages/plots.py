@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 MOST_BARS = 40
+PROPOSED = ("TPE", "random", "without ")  # trials without a name of their own
 COLORS = {"weights": "#c2610c", "activations": "#2563b0"}  # as in the report
 
 
@@ -62,6 +63,87 @@ def plot_accuracy_speed(rows: Sequence[dict[str, Any]], metric: str, path: Path,
     axes.set_ylabel(f"{metric}, %" if share else metric)
     axes.set_title("Accuracy against speed", fontsize=11)
     axes.grid(alpha=0.3)
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path, dpi=110)
+
+
+def plot_trade_off(rows: Sequence[dict[str, Any]], metric: str, path: Path, *, share: bool) -> None:
+    """The primary metric of every trial of a search over its speed-up; the frontier is joined, what is given is named.
+
+    Args:
+        rows: Content of trade_off.json: model, speed_up, accuracy, kind (trial, frontier, reference).
+        metric: Name of the primary metric.
+        path: PNG to write.
+        share: Whether the metric is a share, which is shown in percent.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 5), layout="constrained")
+    axes = figure.add_subplot()
+    factor = 100 if share else 1
+    colors = {"trial": "#9aa5b1", "frontier": "#b3264b", "reference": "#2563b0"}
+    for row in rows:
+        axes.scatter(row["speed_up"], factor * row["accuracy"], s=30, color=colors[row["kind"]], zorder=3)
+        if row["kind"] == "reference" or not row["model"].startswith(PROPOSED):
+            place = row["speed_up"], factor * row["accuracy"]
+            axes.annotate(row["model"], place, xytext=(6, 6), textcoords="offset points", fontsize=8)
+    frontier = sorted((row["speed_up"], factor * row["accuracy"]) for row in rows if row["kind"] == "frontier")
+    axes.plot(*zip(*frontier, strict=True), color=colors["frontier"], linewidth=1, label="frontier: nothing is both faster and better")
+    axes.set_xlabel("times faster than FP32 in its default precision")
+    axes.set_ylabel(f"{metric}, %" if share else metric)
+    axes.set_title("Trials of the search, accuracy against speed", fontsize=11)
+    axes.legend(frameon=False, fontsize=9)
+    axes.grid(alpha=0.3)
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path, dpi=110)
+
+
+def plot_best_so_far(trials: Sequence[dict[str, Any]], best: Sequence[dict[str, Any]], path: Path) -> None:
+    """Speed-up and loss of every trial, and of the best one so far.
+
+    Args:
+        trials: Content of trials.json.
+        best: Content of best_so_far.json.
+        path: PNG to write.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 6), layout="constrained")
+    upper, lower = figure.subplots(2, 1, sharex=True)
+    for axes, key, label in ((upper, "speed_up", "times faster than FP32"), (lower, "loss", "objective (less is better)")):
+        shown = [row for row in trials if key == "loss" or row["speed_up_low"] is not None or row["within_budget"]]
+        for inside, color, name in ((True, "#0b7a6f", "within the budget"), (False, "#c2610c", "beyond the budget")):
+            places = [(row["trial"], row[key]) for row in shown if row["within_budget"] is inside]
+            axes.scatter([x for x, _ in places], [y for _, y in places], s=16, color=color, label=name)
+        known = [row for row in best if row[key] is not None]
+        axes.step([row["trial"] for row in known], [row[key] for row in known], where="post", color="#1b2430", label="best so far")
+        axes.set_ylabel(label)
+        axes.grid(alpha=0.3)
+        axes.spines[["top", "right"]].set_visible(False)
+    upper.legend(frameon=False, fontsize=9)
+    upper.set_title("Best of the trials so far", fontsize=11)
+    lower.set_xlabel("trial")
+    figure.savefig(path, dpi=110)
+
+
+def plot_importance(rows: Sequence[dict[str, Any]], path: Path) -> None:
+    """The parameters of the search space that its objective depends on most.
+
+    Args:
+        rows: Content of importance.json, the most important first: parameter, importance, best_choice.
+        path: PNG to write.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 1.4 + 0.22 * len(rows)), layout="constrained")
+    axes = figure.add_subplot()
+    axes.barh(range(len(rows)), [100 * row["importance"] for row in rows], color="#b3264b", height=0.7)
+    axes.set_yticks(range(len(rows)), [f"{_short(row['parameter'])} → {row['best_choice']}" for row in rows], fontsize=8)
+    axes.invert_yaxis()
+    axes.set_xlabel("share of the objective's variance over trials that the choice explains, %")
+    axes.set_title("What matters most, and the choice that does best", fontsize=11, loc="left")
+    axes.grid(axis="x", alpha=0.3)
+    axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, dpi=110)
 

@@ -7,13 +7,13 @@ from collections.abc import Callable, Sequence
 from statistics import median
 from typing import Any
 
-from stages import accuracy_budget, artifacts
+from stages import accuracy_budget, artifacts, tuning_outcome
 from stages.reasons import Left, by_reason, left_biases, left_float, which
 from stages.schema import Config
-from stages.units import difference, metric_value, model_names, number
+from stages.units import difference, metric_value, model_names, number, ratio
 
 MOST_REASONS = 5
-STAGES = ("config", "prepare", "collect_statistics", "quantize", "correct_bias", "evaluate", "accuracy_aware")
+STAGES = ("config", "prepare", "collect_statistics", "quantize", "correct_bias", "evaluate", "accuracy_aware", "tune")
 
 
 def summary(config: Config) -> str:
@@ -37,6 +37,7 @@ def summary(config: Config) -> str:
         *_biases(config, corrections),
         *_tuning(corrections),
         *accuracy_budget.summary_lines(),
+        *tuning_outcome.summary_lines(evaluation["precisions"]["default"]),
         *_effort(),
     ]
     return "\n".join(lines)
@@ -66,7 +67,7 @@ def _table(evaluation: dict[str, Any], speed: dict[str, Any]) -> list[str]:
     if speed:
         latency, throughput = speed["latency_ms"], speed["throughput"]
         faster = "INT8 is " + ", ".join(
-            _ratio(speed["speed_up"][model], name) for model, name in (("fp32", "f32"), ("default", default)) if model in models
+            ratio(speed["speed_up"][model], name) for model, name in (("fp32", "f32"), ("default", default)) if model in models
         )
         rows.append(row("latency", lambda model: f"{number(latency[model]['median'])} ms", faster))
         rows.append(row("throughput", lambda model: f"{number(throughput[model])} /s"))
@@ -84,15 +85,6 @@ def _drop(metric: dict[str, Any], confidence: float) -> str:
         return text
     low, high = (difference(metric, metric[side]) for side in ("drop_low", "drop_high"))
     return f"{text}, {100 * confidence:g} % interval [{low}, {high}]"
-
-
-def _ratio(ratio: dict[str, float], name: str) -> str:
-    if ratio["low"] <= 1.0 <= ratio["high"]:
-        return f"no different from {name}"
-    faster = ratio["median"] >= 1.0
-    low, high = (ratio["low"], ratio["high"]) if faster else (1 / ratio["high"], 1 / ratio["low"])
-    middle = ratio["median"] if faster else 1 / ratio["median"]
-    return f"{middle:.2f}x {'faster' if faster else 'SLOWER'} than {name} [{low:.2f}, {high:.2f}]"
 
 
 # ------------------------------------------------------------------------------------------------ layers

@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import quote
 
-from stages import accuracy_budget, artifacts
+from stages import accuracy_budget, artifacts, tuning_outcome
 from stages.errors import UserError
 from stages.passwords import has_password, is_escaped, without_passwords, without_user
 from stages.report import page
@@ -108,6 +108,7 @@ def content_key(config: Config) -> str:
     files = [path for folder in folders for path in folder.rglob("*") if path.is_file()]
     # Not what was measured of it, which is never the same twice.
     files += [path for name in REVERTED if (path := artifacts.folder("accuracy_aware") / name).is_file()]
+    files += [path for name in tuning_outcome.MODEL if (path := artifacts.folder(tuning_outcome.NAME) / name).is_file()]
     for path in sorted(files):
         digest.update(f"\n{path.relative_to(artifacts.BUILD).as_posix()} {artifacts.file_sha256(path)}".encode())
     return digest.hexdigest()[:32]
@@ -298,7 +299,12 @@ def _log_run(client: MlflowClient, config: Config, experiment_id: str, key: str,
         for first in range(0, len(parameters), BATCH):
             client.log_batch(run_id, params=parameters[first : first + BATCH])
         client.log_batch(run_id, metrics=[Metric(name, value, end, 0) for name, value in metrics_of(config).items()])
-        client.log_batch(run_id, metrics=[Metric(_allowed(name), value, end, step) for name, value, step in accuracy_budget.steps()])
+        found = (*accuracy_budget.steps(), *tuning_outcome.steps())
+        steps = [Metric(_allowed(name), value, end, step) for name, value, step in found]
+        for first in range(0, len(steps), BATCH):
+            client.log_batch(run_id, metrics=steps[first : first + BATCH])
+        if config.tune.child_runs:
+            _log_trials(client, experiment_id, run_id, end)
         _log_files(client, run_id, config)
         status = RunStatus.to_string(RunStatus.FINISHED)
     finally:
@@ -321,6 +327,8 @@ def _log_files(client: MlflowClient, run_id: str, config: Config) -> None:
             client.log_artifact(run_id, str(artifacts.folder(accuracy_budget.NAME) / name), accuracy_budget.NAME)
         if reverted := found["reverted"]:
             client.log_table(run_id, {column: [row[column] for row in reverted] for column in reverted[0]}, "reverted_layers.json")
+    if tuning_outcome.result():
+        _log_tuning(client, run_id, config)
     with tempfile.TemporaryDirectory() as folder:
         if noise := artifacts.read_json(artifacts.REPORTS / "noise.json"):
             plots.plot_noise(noise, Path(folder) / "noise_per_layer.png")
@@ -333,9 +341,44 @@ def _log_files(client: MlflowClient, run_id: str, config: Config) -> None:
         sources = {"fp32": artifacts.folder("prepare"), "int8": correct_bias}
         if accuracy_budget.result():
             sources[accuracy_budget.NAME] = artifacts.folder(accuracy_budget.NAME)
+        if tuning_outcome.result():
+            sources["tuned"] = artifacts.folder(tuning_outcome.NAME)
         for model, source in sources.items():
             for path in (source / "model.xml", source / "model.bin"):
                 client.log_artifact(run_id, str(path), f"models/{model}")
+
+
+def _log_tuning(client: MlflowClient, run_id: str, config: Config) -> None:
+    """The search's files, its table of trials, and its pictures."""
+    from stages import plots
+
+    tune = artifacts.folder(tuning_outcome.NAME)
+    for name in ("result.json", "quantizers.json"):
+        client.log_artifact(run_id, str(tune / name), tuning_outcome.NAME)
+    rows = tuning_outcome.table("trials")
+    client.log_table(run_id, {column: [row[column] for row in rows] for column in rows[0]}, "trials.json")
+    metrics = artifacts.read_json(artifacts.folder("evaluate") / "evaluation.json")["metrics"]
+    primary = config.evaluate.primary_metric or next(iter(metrics))
+    with tempfile.TemporaryDirectory() as folder:
+        target = Path(folder)
+        plots.plot_trade_off(tuning_outcome.table("trade_off"), primary, target / "trade_off.png", share=metrics[primary]["share"])
+        plots.plot_best_so_far(rows, tuning_outcome.table("best_so_far"), target / "best_so_far.png")
+        if importance := tuning_outcome.table("importance"):
+            plots.plot_importance(importance, target / "importance.png")
+        client.log_artifacts(run_id, folder, "plots")
+
+
+def _log_trials(client: MlflowClient, experiment_id: str, run_id: str, end: int) -> None:
+    """Every trial as a run below the result's (tune.child_runs)."""
+    from mlflow.entities import Metric, Param, RunStatus
+
+    for row in tuning_outcome.table("trials"):
+        tags = {"mlflow.parentRunId": run_id, "mlflow.source.name": "dvc repro"}
+        child = client.create_run(experiment_id, start_time=end, run_name=f"trial {row['trial']}", tags=tags).info.run_id
+        numbers = {f"trial/{name}": float(value) for name, value in row.items() if isinstance(value, int | float) and name != "trial"}
+        metrics = [Metric(_allowed(name), value, end, 0) for name, value in numbers.items()]
+        client.log_batch(child, metrics=metrics, params=[Param(name, row[name][:LONGEST_VALUE]) for name in ("label", "choices")])
+        client.set_terminated(child, RunStatus.to_string(RunStatus.FINISHED), end_time=end + int(1000 * row["seconds"]))
 
 
 def parameters_of(config: Config) -> dict[str, str]:
@@ -378,6 +421,7 @@ def metrics_of(config: Config) -> dict[str, float]:
     named = {f"evaluate/{name}": value for name, value in metrics.items()}
     named |= {f"evaluate.details/{name}": value for name, value in details.items()}
     named |= accuracy_budget.metrics()
+    named |= tuning_outcome.metrics()
     for name, record in _records().items():
         named |= {f"seconds/{name}": record["seconds"], f"peak_memory_mb/{name}": record["peak_memory_mb"]}
     return {_allowed(name): float(value) for name, value in named.items() if value is not None}

@@ -87,7 +87,8 @@ def latency_json(search: Search) -> dict[str, Any]:
         return {}
     best = str(search.trials.index(search.best))
     names = {"default": "default"} | {str(index): search.trials[index].label for index in search.finalists()}
-    shown = {name: np.array(search.final_rounds[index]) for index, name in names.items() if name in ("default", *COMPARED)}
+    others = {index: name for index, name in names.items() if index != best and name in ("default", *COMPARED)}
+    shown = {name: np.array(search.final_rounds[index]) for index, name in others.items()}
     times = np.array(search.final_rounds[best])
     return {
         "rounds": len(times),

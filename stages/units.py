@@ -22,6 +22,16 @@ def difference(metric: Mapping[str, Any], value: float) -> str:
     return f"{100 * value + 0.0:.2f}" if metric["share"] else f"{value + 0.0:.4g}"
 
 
+def ratio(spread: Mapping[str, float], name: str) -> str:
+    """How much faster something is than `name`, with what four rounds in five measured, or that there is no difference."""
+    if spread["low"] <= 1.0 <= spread["high"]:
+        return f"no different from {name}"
+    faster = spread["median"] >= 1.0
+    low, high = (spread["low"], spread["high"]) if faster else (1 / spread["high"], 1 / spread["low"])
+    middle = spread["median"] if faster else 1 / spread["median"]
+    return f"{middle:.2f}x {'faster' if faster else 'SLOWER'} than {name} [{low:.2f}, {high:.2f}]"
+
+
 def model_names(precisions: Mapping[str, str]) -> dict[str, str]:
     """What the measured models are called, in the order of tables; without `default` where that is f32."""
     names = {"fp32": "FP32 (f32)", "default": f"FP32 ({precisions['default']}, default)", "int8": "INT8"}

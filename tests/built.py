@@ -60,7 +60,71 @@ def write_build(root: Path, settings: Config, drop: float = 0.021, milliseconds:
         _json(
             root, f"records/{name}.json", {"stage": name, "seconds": seconds + 0.5, "cpu_seconds": 1.0, "peak_memory_mb": 100.0 + seconds}
         )
+    write_tune(root, enabled=False)
     (root / "build" / "config.yaml").write_text(yaml.safe_dump(dataclasses.asdict(settings), sort_keys=False))
+
+
+def write_tune(root: Path, *, enabled: bool = True, within: bool = True) -> None:
+    """What the stage `tune` leaves, of four trials: the third is best, the last was given up."""
+    for name in ("trials", "trade_off", "best_so_far", "importance"):
+        _json(root, f"tune/{name}.json", [])
+    _json(root, "tune/result.json", {"enabled": enabled})
+    _json(root, "reports/tune.json", {"enabled": enabled})
+    if not enabled:
+        return
+    judged = {name: metric | {"int8": metric["int8"] + 0.013} for name, metric in evaluation(0.021)["metrics"].items()}
+    best: dict[str, Any] = {"trial": 3, "label": "without /backbone/conv_0/Conv", "accuracy_loss": 0.0087 if within else 0.02}
+    best |= {"accuracy_loss_in_search": 0.0087, "within_budget": within, "target_met": within, "quantized_layers": 0.9, "layers": 12}
+    best |= {"float_layers": ["/backbone/conv_0/Conv"], "changed": "/backbone/conv_0/Conv.quantize=float", "metrics": judged}
+    best |= {"speed_up": _spread(1.6), "latency_ms": _spread(3.75)}
+    asked = {"accuracy_loss": 0.01, "latency_reduce": 1.0, "metrics": ["exact_match"], "samples": 300, "all_samples": 1000}
+    found = {"enabled": True, "ended": "4 trials", "trials": 4, "given_up": 1, "parameters": 31, "budget": asked, "best": best}
+    _json(root, "tune/result.json", found)
+    _json(root, "tune/trials.json", [_trial(*row) for row in TRIALS])
+    rows = [
+        {"model": label, "trial": number, "speed_up": speed, "accuracy": 0.902 * (1 - loss), "kind": "trial"}
+        for number, label, loss, speed in TRIALS[:3]
+    ]
+    rows[2] |= {"model": "tuned", "kind": "frontier"}
+    _json(
+        root,
+        "tune/trade_off.json",
+        [*rows, {"model": "FP32 (f32)", "trial": None, "speed_up": 0.5, "accuracy": 0.902, "kind": "reference"}],
+    )
+    speeds = (None, 1.3, 1.6, 1.6)
+    _json(
+        root,
+        "tune/best_so_far.json",
+        [{"trial": place, "loss": 80.0 - place, "speed_up": speed} for place, speed in enumerate(speeds, start=1)],
+    )
+    _json(
+        root,
+        "tune/importance.json",
+        [{"parameter": "/backbone/conv_0/Conv.quantize", "importance": 0.4, "best_choice": "float", "trials": 4}],
+    )
+    ratios = {"default": _spread(1.6), "fully quantized": {"median": 0.99, "low": 0.97, "high": 1.02}}
+    times = {"default": _spread(6.0), "fully quantized": _spread(3.7), "best": _spread(3.75)}
+    _json(root, "tune/latency.json", {"rounds": 40, "latency_ms": times, "speed_up": ratios})
+    _json(root, "tune/quantizers.json", quantizers())
+    for suffix in ("xml", "bin"):
+        (root / "build" / "tune" / f"model.{suffix}").write_text(f"tuned {suffix}")
+
+
+# number, label, loss of accuracy, speed-up
+TRIALS = ((1, "fully quantized", 0.0233, 1.62), (2, "preset mixed", 0.005, 1.3), (3, "without conv_0", 0.0087, 1.6), (4, "TPE", 0.5, 1.0))
+
+
+def _trial(number: int, label: str, loss: float, speed_up: float) -> dict[str, Any]:
+    """A row of trials.json."""
+    timed = number < 4
+    row: dict[str, Any] = {"trial": number, "label": label, "loss": 80.0 - number, "accuracy_loss": loss, "speed_up": speed_up}
+    row |= {"speed_up_low": speed_up - 0.1 if timed else None, "speed_up_high": speed_up + 0.1 if timed else None}
+    row |= {"latency_ms": 6.0 / speed_up if timed else None, "quantized_layers": 0.9, "within_budget": loss <= 0.01}
+    return row | {"samples": 300 if timed else 50, "exact_match": 0.902 * (1 - loss), "error": 0.03, "seconds": 2.5, "choices": ""}
+
+
+def _spread(value: float) -> dict[str, float]:
+    return {"median": value, "low": 0.95 * value, "high": 1.05 * value}
 
 
 def evaluation(drop: float) -> dict[str, Any]:

@@ -167,6 +167,54 @@ def test_numbers_are_those_of_the_artifacts(workspace: Path) -> None:
     assert artifacts.file_sha256(artifacts.folder("correct_bias") / "model.bin") in text
 
 
+def test_a_search_has_its_own_column_section_and_points(workspace: Path) -> None:
+    without = rendered()
+    assert "The search" not in without.text and "tuned" not in contents(built.config(), "key").columns
+    built.write_tune(workspace)
+    text = rendered().text
+    for expected in (
+        "90.20 % 90.10 % 88.10 % 89.40 % drop 2.10 points",
+        "12.0 ms 6.00 ms 4.00 ms 3.75 ms INT8 is",
+        "167 /s 333 /s 500 /s –",
+        "The best model: 0.87 % of exact_match lost, 1 % allowed. It is trial 3 of 4",
+        "1.60x faster than FP32 in bf16 [1.52, 1.68], no different from fully quantized",
+        "4 TPE 50.00 % (beyond) 50 90 % 76",
+        "/backbone/conv_0/Conv.quantize best: float 40 %",
+        "The model to deploy is build/tune/model.xml",
+    ):
+        assert expected in text, expected
+    report = contents(built.config(), "key")
+    assert report.picture is not None and report.tuning is not None and report.tuning.curve is not None
+    assert [mark.point.name for mark in report.picture.marks[3:]] == ["preset mixed", "tuned"]
+    assert report.picture.trials == ()  # the fully quantized one is INT8
+    assert report.picture.marks[4].point.x == 6.0 / 1.6  # the ratio, of the default precision's time
+    assert [mark.point.name for mark in report.picture.frontier] == ["tuned", "preset mixed", "FP32 (bf16, default)", "FP32 (f32)"]
+    assert report.tuning.curve.corners == ((33.333, 80.0), (66.667, 80.0), (66.667, 0.0), (100.0, 0.0), (100.0, 0.0))
+    assert artifacts.file_sha256(artifacts.folder("tune") / "model.bin") in text
+
+
+def test_a_tuned_model_beyond_the_budget_is_not_the_one_to_deploy(workspace: Path) -> None:
+    built.write_tune(workspace, within=False)
+    report = contents(built.config(), "key")
+    assert report.deployable == "build/correct_bias/model.xml"
+    assert report.tuning is not None and report.tuning.outcome.startswith("BUDGET NOT KEPT on all 1000 samples")
+
+
+def test_trials_that_lose_far_more_than_allowed_are_not_drawn(workspace: Path) -> None:
+    built.write_tune(workspace)
+
+    def more(rows: list[dict[str, Any]]) -> None:
+        rows += [
+            {"model": "TPE", "trial": 8 + index, "speed_up": 1.5, "accuracy": 0.902 - loss, "kind": "trial"}
+            for index, loss in enumerate((0.02, 0.5))
+        ]
+
+    edit("tune/trade_off.json", more)
+    picture = contents(built.config(), "key").picture
+    assert picture is not None
+    assert [mark.point.name for mark in picture.trials] == ["trial 8, TPE"]
+
+
 def test_the_noisiest_layers_come_first_and_longest(workspace: Path) -> None:
     bars = contents(built.config(), "key").noise
     assert bars[0].name == "/backbone/conv_11/Conv:1"

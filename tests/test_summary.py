@@ -164,6 +164,33 @@ def test_layerwise_tuning_says_what_it_collected(workspace: Path) -> None:
     assert "    1 it has no error: b" in text
 
 
+def test_the_tuned_model(workspace: Path) -> None:
+    assert "tuned" not in summary(built.config())
+    built.write_tune(workspace)
+    text = summary(built.config())
+    shown = text.splitlines()[text.splitlines().index(line(text, "tuned:")) :][:5]
+    assert shown == [
+        "tuned: 0.87 % of exact_match lost, 1 % allowed; trial 3 of 4 (1 given up early): without /backbone/conv_0/Conv",
+        "  exact_match: 89.40 %, drop 2.10 points [1.10, 3.10]",
+        "  error: 0.053, drop 0.04 [0.039, 0.0412]",
+        "  latency 3.75 ms: 1.60x faster than FP32 in bf16 [1.52, 1.68], no different from fully quantized",
+        "  1 of 12 layers stay in floating point: /backbone/conv_0/Conv",
+    ]
+
+
+def test_a_budget_that_is_not_kept_is_said_loudly(workspace: Path) -> None:
+    built.write_tune(workspace, within=False)
+    assert line(summary(built.config()), "tuned:").startswith(
+        "tuned: BUDGET NOT KEPT on all 1000 samples: 2.00 % of exact_match lost, 1 % allowed, on the search's 300 it was 0.87 %;"
+    )
+    edit(workspace / "build/tune/result.json", best=read(workspace)["best"] | {"accuracy_loss_in_search": 0.03})
+    assert line(summary(built.config()), "tuned:").startswith("tuned: BUDGET NOT KEPT: 2.00 % of exact_match lost, 1 % allowed;")
+
+
+def read(folder: Path) -> dict[str, Any]:
+    return dict(json.loads((folder / "build/tune/result.json").read_text()))
+
+
 def test_shared_samples_are_a_warning(workspace: Path) -> None:
     edit(workspace / "build/prepare/dataset.json", shared=12)
     assert "WARNING: 12 of the validation samples are calibration samples too, so the drop looks smaller than it is" in summary(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import os
@@ -18,6 +19,7 @@ import pytest
 
 from stages import plots, track
 from stages.errors import UserError
+from stages.schema import Tune
 from tests import built
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -105,6 +107,52 @@ def test_a_run_is_complete(workspace: Path) -> None:
     assert table["columns"][:2] == ["layer", "sqnr_db"]
     assert len(table["data"]) == len(built.layers())
     assert "exact_match" in run.data.tags["mlflow.note.content"]
+
+
+def test_a_search_is_logged_with_its_trials(workspace: Path) -> None:
+    key = track.content_key(built.config())
+    built.write_tune(workspace)
+    assert track.content_key(built.config()) != key
+    track.main(built.config())
+    (run,) = runs(workspace)
+    metrics = run.data.metrics
+    expected = {
+        "accuracy_loss": 0.0087,
+        "value.exact_match": 0.894,
+        "speed_up.default": 1.6,
+        "latency_ms": 3.75,
+        "float_layers": 1,
+        "trials": 4,
+    }
+    assert {name: metrics[f"tune/{name}"] for name in expected} == pytest.approx(expected)
+    assert history(workspace, run, "tune.trials/trial.accuracy_loss") == {1: 0.0233, 2: 0.005, 3: 0.0087, 4: 0.5}
+    assert history(workspace, run, "tune.trials/best.speed_up") == {2: 1.3, 3: 1.6, 4: 1.6}  # none was within the budget before
+    folder = Path(run.info.artifact_uri.removeprefix("file://"))
+    for name in ("trade_off", "best_so_far", "importance"):
+        assert (folder / f"plots/{name}.png").stat().st_size > 5000
+    assert (folder / "models/tuned/model.bin").read_text() == "tuned bin"
+    table = json.loads((folder / "trials.json").read_text())
+    assert [row[table["columns"].index("label")] for row in table["data"]] == [row[1] for row in built.TRIALS]
+
+
+def history(folder: Path, run: Any, metric: str) -> dict[int, float]:
+    from mlflow.tracking import MlflowClient
+
+    client = MlflowClient(f"sqlite:///{folder / 'mlflow.db'}")
+    return {entry.step: entry.value for entry in client.get_metric_history(run.info.run_id, metric)}
+
+
+def test_trials_are_child_runs_on_request(workspace: Path) -> None:
+    built.write_tune(workspace)
+    track.main(dataclasses.replace(built.config(), tune=Tune(child_runs=True)))
+    found = runs(workspace)
+    children = [run for run in found if "mlflow.parentRunId" in run.data.tags]
+    (parent,) = [run for run in found if run not in children]
+    assert {run.data.tags["mlflow.parentRunId"] for run in children} == {parent.info.run_id}
+    assert sorted((run.info.run_name, run.data.params["label"]) for run in children) == [
+        (f"trial {row[0]}", row[1]) for row in built.TRIALS
+    ]
+    assert {run.data.metrics["trial/accuracy_loss"] for run in children} == {row[2] for row in built.TRIALS}
 
 
 def test_the_primary_metric_is_the_first_one_logged(workspace: Path) -> None:

@@ -16,7 +16,9 @@ import yaml
 from stages import artifacts, targets
 from stages.config import completed
 from stages.reasons import Group, by_reason, left_biases, left_float, which
+from stages.report import tuning
 from stages.report.tradeoff import Picture, Point, picture
+from stages.report.tuning import Tuning
 from stages.schema import MISSING, Config
 from stages.units import difference, metric_value, model_names, number, plural
 
@@ -28,6 +30,7 @@ STAGES = {
     "correct_bias": "shifts biases by the error of quantized weights",
     "evaluate": "measures accuracy, speed and noise",
     "accuracy_aware": "reverts layers until the accuracy budget holds",
+    "tune": "searches the fastest configuration within the budget",
 }
 MOST_NOISY = 15
 MOST_COSTLY = 12
@@ -124,6 +127,7 @@ class Report:
     precision: str
     rounds: int | None
     picture: Picture | None
+    tuning: Tuning | None
     noise: tuple[Bar, ...]
     noise_total: int
     noise_samples: int
@@ -171,6 +175,7 @@ def contents(config: Config, key: str) -> Report:
     noise = sorted((row for row in rows if row["sqnr_db"] is not None), key=lambda row: row["sqnr_db"])
     kept = by_reason(left_float(rows))
     confidence = f"{100 * evaluation['confidence']:g} %"
+    tuned = tuning.tuning(evaluation["precisions"]["default"])
     return Report(
         model=config.model.name,
         data=config.data.name,
@@ -179,7 +184,7 @@ def contents(config: Config, key: str) -> Report:
         verdict=_verdict(config, evaluation, speed),
         warnings=tuple(_warnings(samples)),
         figures=tuple(_figures(config, evaluation, speed)),
-        columns=tuple(model_names(evaluation["precisions"]).values()),
+        columns=(*model_names(evaluation["precisions"]).values(), *([tuning.NAME] if tuned else [])),
         results=tuple(_results(config, evaluation, speed)),
         calibration=min(count, config.quantization.stat_subset_size or count),
         validation=samples["validation"]["count"],
@@ -187,6 +192,7 @@ def contents(config: Config, key: str) -> Report:
         precision=evaluation["precisions"]["default"],
         rounds=speed.get("rounds"),
         picture=_picture(config, evaluation, speed),
+        tuning=tuned,
         noise=tuple(_noise(noise)),
         noise_total=len(noise),
         noise_samples=min(config.evaluate.noise_samples, samples["validation"]["count"]),
@@ -203,12 +209,12 @@ def contents(config: Config, key: str) -> Report:
         total_seconds=number(sum(record["seconds"] for record in records.values())),
         settings=tuple(_settings(config)),
         commit=_commit(),
-        identities=tuple(_identities(model, samples)),
+        identities=tuple(_identities(model, samples, tuned)),
         versions=tuple(_versions(evaluation)),
         params=_params(),
         config=yaml.safe_dump(_told(config), sort_keys=False, allow_unicode=True, width=120),
         key=key,
-        deployable=str(artifacts.folder("correct_bias") / "model.xml"),
+        deployable=str(tuned.model if tuned and tuned.within else artifacts.folder("correct_bias") / "model.xml"),
     )
 
 
@@ -296,6 +302,11 @@ def _results(config: Config, evaluation: Mapping[str, Any], speed: Mapping[str, 
     default, size = evaluation["precisions"]["default"], evaluation["size_bytes"]
     models = list(model_names(evaluation["precisions"]))
     confidence = f"{100 * evaluation['confidence']:g} %"
+    tuned = tuning.cells(evaluation)
+
+    def row(name: str, meaning: str, cells: Sequence[str], remark: str) -> Row:
+        return Row(name, meaning, (*cells, *([tuned.get(name, "–")] if tuned else [])), remark)
+
     for name, metric in evaluation["metrics"].items():
         remark = f"drop {_points(metric, metric['drop'])}"
         if metric["drop_low"] is not None:
@@ -303,17 +314,17 @@ def _results(config: Config, evaluation: Mapping[str, Any], speed: Mapping[str, 
             remark += f", {confidence} interval {low} to {high}"
         direction = "" if metric["higher_is_better"] else "Lower is better. "
         meaning = direction + targets.meaning(config.metric.get(name, {}).get("_target_"))
-        yield Row(name, meaning, tuple(metric_value(metric, metric[model]) for model in models), remark)
+        yield row(name, meaning, [metric_value(metric, metric[model]) for model in models], remark)
     if speed:
         times, rates = speed["latency_ms"], speed["throughput"]
         references = [("fp32", "f32"), ("default", default)][: len(models) - 1]
         remark = ", ".join(f"{_faster(speed['speed_up'][model])} {name}{_range(speed['speed_up'][model])}" for model, name in references)
-        cells = tuple(f"{number(times[model]['median'])} ms" for model in models)
-        yield Row("latency", "Time of one inference when nothing else runs.", cells, f"INT8 is {remark}")
-        cells = tuple(f"{number(rates[model])} /s" for model in models)
-        yield Row("throughput", "Inferences per second when as many run at once as the device likes.", cells, "")
-    cells = tuple(f"{size['int8' if model == 'int8' else 'fp32'] / 1e6:.2f} MB" for model in models)
-    yield Row("size", "Model file and weights on disk.", cells, _smaller(size))
+        cells = [f"{number(times[model]['median'])} ms" for model in models]
+        yield row("latency", "Time of one inference when nothing else runs.", cells, f"INT8 is {remark}")
+        cells = [f"{number(rates[model])} /s" for model in models]
+        yield row("throughput", "Inferences per second when as many run at once as the device likes.", cells, "")
+    cells = [f"{size['int8' if model == 'int8' else 'fp32'] / 1e6:.2f} MB" for model in models]
+    yield row("size", "Model file and weights on disk.", cells, _smaller(size))
 
 
 def _range(ratio: Mapping[str, float]) -> str:
@@ -340,7 +351,9 @@ def _picture(config: Config, evaluation: Mapping[str, Any], speed: Mapping[str, 
             interval = (low, high)
         text = f"{metric_value(metric, value)}, {number(time['median'])} ms"
         points.append(Point(label, model, time["median"], factor * value, text, (time["low"], time["high"]), interval))
-    return picture(points, [], name, "%" if metric["share"] else "", higher_is_better=metric["higher_is_better"])
+    named, trials = tuning.points(metric, speed["latency_ms"]["default"]["median"])
+    points += [point for point in named if point.kind not in {known.kind for known in points}]
+    return picture(points, trials, name, "%" if metric["share"] else "", higher_is_better=metric["higher_is_better"])
 
 
 # ------------------------------------------------------------------------------------------------ layers
@@ -479,7 +492,7 @@ def _params() -> str:
     return path.read_text(encoding="utf-8") if path.exists() else ""
 
 
-def _identities(model: Mapping[str, Any], samples: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+def _identities(model: Mapping[str, Any], samples: Mapping[str, Any], tuned: Tuning | None) -> Iterator[tuple[str, str]]:
     if "source" in model:
         yield "FP32 model", model["source"]
     yield "FP32 model, SHA-256", model["sha256"]
@@ -488,6 +501,8 @@ def _identities(model: Mapping[str, Any], samples: Mapping[str, Any]) -> Iterato
     for suffix in ("xml", "bin"):
         path = artifacts.folder("correct_bias") / f"model.{suffix}"
         yield f"INT8 model.{suffix}, SHA-256", artifacts.file_sha256(path)
+        if tuned:
+            yield f"{tuning.NAME} model.{suffix}, SHA-256", artifacts.file_sha256(tuned.model.with_suffix(f".{suffix}"))
 
 
 def _versions(evaluation: Mapping[str, Any]) -> Iterator[tuple[str, str]]:

@@ -19,7 +19,7 @@ class Point:
     """A measured model. The borders of its error bars may be missing."""
 
     name: str
-    kind: str  # fp32, default, int8, accuracy_aware, tune or trial: decides the colour
+    kind: str  # fp32, default, int8, accuracy_aware, tune, frontier or trial: decides the colour
     x: float  # milliseconds
     y: float  # the metric, shares in percent
     value: str  # both, as text
@@ -52,10 +52,11 @@ class Mark:
 
 @dataclass(frozen=True)
 class Picture:
-    """What the page draws. `trials` are further points without labels."""
+    """What the page draws. `trials` are further points without labels; `frontier` those than which none is faster and better."""
 
     marks: tuple[Mark, ...]
     trials: tuple[Mark, ...]
+    frontier: tuple[Mark, ...]
     x_ticks: tuple[Tick, ...]
     y_ticks: tuple[Tick, ...]
     reference: float  # height of FP32's accuracy
@@ -76,6 +77,7 @@ def picture(points: Sequence[Point], trials: Sequence[Point], metric: str, unit:
         higher_is_better: The metric's direction.
     """
     everything = [*points, *trials]
+    searched = bool(trials) or any(point.kind == "tune" for point in points)
     xs = [value for point in everything for value in (point.x, *(point.x_range or ()))]
     ys = [value for point in points for value in (point.y, *(point.y_range or ()))] + [trial.y for trial in trials]
     x_ticks = ticks(0.0, 1.08 * max(xs))
@@ -100,8 +102,9 @@ def picture(points: Sequence[Point], trials: Sequence[Point], metric: str, unit:
     return Picture(
         marks=tuple(mark(point, height) for point, height in zip(points, heights, strict=True)),
         trials=tuple(mark(trial, 0.0) for trial in trials),
-        x_ticks=tuple(Tick(across(value), text) for value, text in zip(x_ticks, _labels(x_ticks), strict=True)),
-        y_ticks=tuple(Tick(down(value), text) for value, text in zip(y_ticks, _labels(y_ticks), strict=True)),
+        frontier=tuple(mark(trial, 0.0) for trial in _frontier(everything if searched else [], higher_is_better=higher_is_better)),
+        x_ticks=tuple(Tick(across(value), text) for value, text in zip(x_ticks, labels(x_ticks), strict=True)),
+        y_ticks=tuple(Tick(down(value), text) for value, text in zip(y_ticks, labels(y_ticks), strict=True)),
         reference=down(points[0].y),
         metric=metric,
         unit=unit,
@@ -136,7 +139,17 @@ def apart(heights: Sequence[float]) -> list[float]:
     return [round(placed[index], 2) for index in range(len(heights))]
 
 
-def _labels(values: Sequence[float]) -> Iterator[str]:
-    """All with as many decimals as the one that needs most."""
+def _frontier(points: Sequence[Point], *, higher_is_better: bool) -> Iterator[Point]:
+    """The points than which no other is both faster and more accurate, the fastest first."""
+    sign = 1.0 if higher_is_better else -1.0
+    best = -math.inf
+    for point in sorted(points, key=lambda point: (point.x, -sign * point.y)):
+        if sign * point.y > best:
+            best = sign * point.y
+            yield point
+
+
+def labels(values: Sequence[float]) -> Iterator[str]:
+    """Texts of numbers, all with as many decimals as the one that needs most."""
     decimals = max(len(f"{value:.10g}".partition(".")[2]) for value in values)
     return (f"{value:.{decimals}f}" for value in values)
