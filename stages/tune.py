@@ -110,7 +110,7 @@ def _write(config: Config, search: Search, history: History) -> None:
         _write_model(config, problem, search.best.candidate, folder)
         everything = {"fp32": problem.fp32, "int8": evaluated("int8", list(problem.metrics)), NAME: rows}
         baseline.save({name: dict(values) for name, values in everything.items()}, folder / "samples.npz")
-        for name, table in (tables(config, search) | {"importance": importance(search)}).items():
+        for name, table in (tables(search) | {"importance": importance(search)}).items():
             artifacts.write_json(folder / f"{name}.json", table)
         artifacts.write_json(folder / "latency.json", latency_json(search))
         artifacts.write_json(folder / "result.json", result)

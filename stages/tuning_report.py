@@ -14,7 +14,6 @@ from stages.runtime.latency import speed_up, spread
 from stages.schema import Config
 from stages.search.evaluator import Rows
 from stages.search.tuning import COMPARED, Search, Trial
-from stages.units import model_names
 
 MOST_PARAMETERS = 30  # of the importance
 
@@ -76,9 +75,9 @@ def report(result: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def tables(config: Config, search: Search) -> dict[str, list[dict[str, Any]]]:
+def tables(search: Search) -> dict[str, list[dict[str, Any]]]:
     """The table of trials, and what the plots show: accuracy against speed, and the best so far."""
-    return {"trials": trials(search), "trade_off": trade_off(config, search), "best_so_far": best_so_far(search.trials, search)}
+    return {"trials": trials(search), "trade_off": trade_off(search), "best_so_far": best_so_far(search.trials, search)}
 
 
 def latency_json(search: Search) -> dict[str, Any]:
@@ -120,7 +119,7 @@ def trials(search: Search) -> list[dict[str, Any]]:
     ]
 
 
-def trade_off(config: Config, search: Search) -> list[dict[str, Any]]:
+def trade_off(search: Search) -> list[dict[str, Any]]:
     """The primary metric over the speed-up, of FP32 and of every trial that was evaluated in full; the frontier's are marked.
 
     Where trials saw a part of the samples, the metric is what is expected on all of them: FP32's and the paired difference.
@@ -142,22 +141,18 @@ def trade_off(config: Config, search: Search) -> list[dict[str, Any]]:
         }
         for (number, trial), point in zip(finished, points, strict=True)
     ]
-    evaluation = artifacts.read_json(artifacts.folder("evaluate") / "evaluation.json")
-    speed = artifacts.read_json(artifacts.folder("evaluate") / "latency.json")
-    known = evaluation["metrics"][config.evaluate.primary_metric]
-    if search.goal.timing is not None and speed:
-        names = model_names(evaluation["precisions"])
-        del names["int8"]  # is the first trial
-        default = speed["latency_ms"]["default"]["median"]
+    if search.goal.timing is not None:
+        measured = artifacts.read_json(artifacts.folder("evaluate") / "accuracy_speed.json")
+        references = measured[:-1]  # the last one of them is FP32 in the default precision; INT8 is the first trial
         rows += [
             {
-                "model": name,
+                "model": row["model"],
                 "trial": None,
-                "speed_up": _rounded(default / speed["latency_ms"][model]["median"]),
-                "accuracy": known[model],
+                "speed_up": _rounded(references[-1]["latency_ms"] / row["latency_ms"]),
+                "accuracy": row["accuracy"],
                 "kind": "reference",
             }
-            for model, name in names.items()
+            for row in references
         ]
     return rows
 

@@ -291,7 +291,6 @@ TPE: dict[str, Any] = {
 }
 
 
-@pytest.mark.skipif(not hasattr(Config(), "accuracy_aware"), reason="not here yet")
 def test_accuracy_aware() -> None:
     unlabelled = {"annotation_free": True, "annotation_conf_threshold": 0.6, "metrics": [{"name": "accuracy", "baseline_value": 0.72}]}
     params = {**AWARE, **unlabelled, "preset": "performance", "stat_subset_size": 300, "use_fast_bias": True}
@@ -302,7 +301,6 @@ def test_accuracy_aware() -> None:
     assert left(translation).keys() == {"params.annotation_free", "params.annotation_conf_threshold", "params.metrics"}
 
 
-@pytest.mark.skipif(not hasattr(Config(), "tune"), reason="not here yet")
 def test_tunable_with_tpe() -> None:
     scope = {"tuning_scope": ["layer", "mode"], "estimator_tuning_scope": ["preset"], "outlier_prob_choices": [1e-3, 1e-4]}
     tunable = {"name": "TunableQuantization", "params": {"preset": "performance", "stat_subset_size": 300, **scope}}
@@ -329,8 +327,7 @@ def test_tunable_without_an_optimizer_is_minmax() -> None:
 
 def test_every_key_that_the_tables_name_exists() -> None:
     known = {row[0] for row in _rows(Config, "")}
-    planned = {target for target in known_targets() if not hasattr(Config(), target.split(".")[0])}
-    assert known_targets() - known - planned == set()
+    assert known_targets() - known == set()
     assert ABSENT not in left(translated(default(**FULL))).values()
 
 

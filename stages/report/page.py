@@ -16,7 +16,10 @@ if TYPE_CHECKING:
 
 REPORT = artifacts.BUILD / "report.html"
 HERE = Path(__file__).parent
-OWN = (*sorted(HERE.glob("*.*")), HERE.parent / "reasons.py", HERE.parent / "units.py")  # what writes the report
+OWN = (
+    *sorted(HERE.glob("*.*")),
+    *(HERE.parent / f"{name}.py" for name in ("reasons", "tuning_outcome", "units")),
+)  # what writes the report
 HEAD = 400  # characters at the beginning of the page that hold its fingerprint
 
 
