@@ -96,10 +96,11 @@ def composing() -> Iterator[None]:
 def completed(config: Config) -> Config:
     """The configuration with everything that follows from it filled in, so that stages depend on what they use.
 
-    The probabilities of quantile estimators become part of `collect_statistics`: statistics then do not depend on the
-    estimators themselves. Quantiles per channel, which take a third more time, are only stored
-    where an estimator asks. Of the bias corrections only the accurate one depends on the engine, and so does layer-wise
-    tuning, which gets the project's seed. The primary metric gets its name, because DVC does not see the order of keys.
+    Of the probabilities of quantile estimators the largest becomes part of `collect_statistics`, because tails that reach its
+    quantile hold all that are further out: statistics then do not depend on the estimators themselves. Quantiles per channel,
+    which take a third more time, are only stored where an estimator asks. Of the bias corrections only the accurate one
+    depends on the engine, and so does layer-wise tuning, which gets the project's seed. The primary metric gets its name,
+    because DVC does not see the order of keys.
     """
     quantization = config.quantization
     estimators = [quantization.activations.range_estimator or RangeEstimator(), quantization.range_estimator]
@@ -116,8 +117,8 @@ def completed(config: Config) -> Config:
     given = config.collect_statistics
     statistics = dataclasses.replace(
         given,
-        outlier_probs=sorted({DEFAULT_OUTLIER_PROB, *given.outlier_probs, *wanted}),
-        channel_outlier_probs=sorted({*given.channel_outlier_probs, *wanted}),
+        outlier_probs=[max({DEFAULT_OUTLIER_PROB, *given.outlier_probs, *wanted})],
+        channel_outlier_probs=sorted({*given.channel_outlier_probs, *wanted})[-1:],
         perchannel=given.perchannel or quantization.activations.granularity == "perchannel",
         pot_compatible=given.pot_compatible or quantization.pot_compatible,
     )

@@ -101,11 +101,9 @@ class CollectStatistics:
     """What the one pass over the calibration samples stores."""
 
     outlier_probs: list[float] = param(
-        list, "quantiles of whole tensors that are stored; those that the estimators need are added to what is given here"
+        list, "quantiles of whole tensors that are stored, with all below the largest; what the estimators need is added to these"
     )
-    channel_outlier_probs: list[float] = param(
-        list, "quantiles per channel that are stored, which takes longer; those that the estimators need are added"
-    )
+    channel_outlier_probs: list[float] = param(list, "the same per channel, which takes longer; none by default")
     perchannel: bool = param(False, "store minima and maxima per channel of all tensors; set where activations.granularity asks for it")
     pot_compatible: bool = param(
         False,

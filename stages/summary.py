@@ -8,6 +8,7 @@ from statistics import median
 from typing import Any
 
 from stages import accuracy_budget, artifacts, tuning_outcome
+from stages.collected import corrected_by, statistics_collected, tuned_from
 from stages.reasons import Left, by_reason, left_biases, left_float, which
 from stages.schema import Config
 from stages.units import difference, metric_value, model_names, number, ratio
@@ -32,6 +33,7 @@ def summary(config: Config) -> str:
         "",
         *_table(evaluation, speed),
         "",
+        *_statistics(),
         *_quantized(quantizers, rows),
         *_alignment(quantizers),
         *_biases(config, corrections),
@@ -90,6 +92,11 @@ def _drop(metric: dict[str, Any], confidence: float) -> str:
 # ------------------------------------------------------------------------------------------------ layers
 
 
+def _statistics() -> list[str]:
+    collected = statistics_collected()
+    return [f"statistics: {collected}"] if collected else []
+
+
 def _quantized(quantizers: dict[str, Any], rows: list[dict[str, Any]]) -> list[str]:
     """What became INT8, and what did not and why: what costs most first, then layers with weights, then the many."""
     kinds = Counter(entry["kind"] for entry in quantizers["quantizers"])
@@ -116,8 +123,10 @@ def _biases(config: Config, corrections: dict[str, Any]) -> list[str]:
     if not config.bias_correction.enabled:
         return ["biases: not corrected (bias_correction.enabled is false)"]
     left = left_biases(corrections)
-    how = f"by {corrections['algorithm']}" + (f" on {corrections['samples']} samples" if "samples" in corrections else "")
-    return [f"biases: {len(corrections['corrected'])} corrected {how}, {len(left)} left", *_listing(left, shares=False)]
+    return [
+        f"biases: {len(corrections['corrected'])} corrected {corrected_by(corrections)}, {len(left)} left",
+        *_listing(left, shares=False),
+    ]
 
 
 def _tuning(corrections: dict[str, Any]) -> list[str]:
@@ -127,10 +136,8 @@ def _tuning(corrections: dict[str, Any]) -> list[str]:
     tuning = corrections["layerwise_tuning"]
     shares = [entry["loss_after"] / entry["loss_before"] for entry in tuning["tuned"]]
     smaller = f", their squared error {100 - 100 * median(shares):.0f} % smaller (median)" if shares else ""
-    passes = f"{tuning['passes']} more passes" if tuning["passes"] != 1 else "one more pass"
-    collected = f"{passes} over {tuning['samples']} samples collected inputs and outputs of layers, of which statistics hold only means"
     left = [Left(entry["name"], entry["type"], entry["reason"], 0.0) for entry in tuning["left"]]
-    return [f"layer-wise tuning: {len(shares)} layers{smaller}, {len(left)} left; {collected}", *_listing(left, shares=False)]
+    return [f"layer-wise tuning: {len(shares)} layers{smaller}, {len(left)} left; {tuned_from(tuning)}", *_listing(left, shares=False)]
 
 
 def _listing(left: Sequence[Left], *, shares: bool) -> list[str]:

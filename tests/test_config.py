@@ -263,12 +263,31 @@ def test_accepted(resolve: Resolve, keys: str) -> None:
 def test_outlier_probs_follow_the_estimators_of_activations(resolve: Resolve) -> None:
     assert resolve().collect_statistics.outlier_probs == [1e-4]
     both = "{min: {type: quantile, outlier_prob: 1e-3}, max: {type: abs_quantile, outlier_prob: 1e-5}}"
-    assert resolve(f"quantization: {{range_estimator: {both}}}").collect_statistics.outlier_probs == [1e-5, 1e-4, 1e-3]
-    assert resolve(f"quantization: {{activations: {{range_estimator: {both}}}}}").collect_statistics.outlier_probs == [1e-5, 1e-4, 1e-3]
+    for keys in (f"quantization: {{range_estimator: {both}}}", f"quantization: {{activations: {{range_estimator: {both}}}}}"):
+        found = resolve(keys).collect_statistics
+        assert found.outlier_probs == found.channel_outlier_probs == [1e-3]
     # Weights are no statistics.
     weights = "{max: {type: quantile, outlier_prob: 1e-2}}"
     assert resolve(f"quantization: {{weights: {{range_estimator: {weights}}}}}").collect_statistics.outlier_probs == [1e-4]
-    assert resolve("collect_statistics: {outlier_probs: [1e-2]}").collect_statistics.outlier_probs == [1e-4, 1e-2]
+    assert resolve("collect_statistics: {outlier_probs: [1e-2, 1e-3]}").collect_statistics.outlier_probs == [1e-2]
+
+
+ENOUGH = "collect_statistics: {outlier_probs: [1e-2], channel_outlier_probs: [1e-2]}\nquantization: "
+ESTIMATORS = [
+    "{range_estimator: {preset: quantile}}",
+    "{range_estimator: {preset: quantile, max: {outlier_prob: 5e-3, aggregator: max}, min: {outlier_prob: 1e-2}}}",
+    "{activations: {range_estimator: {max: {type: quantile, outlier_prob: 1e-6}}}}",
+    "{preset: mixed, range_estimator: {max: {aggregator: hl_estimator, clipping_value: 6}}}",
+    "{preset: accuracy, weights: {range_estimator: {max: {type: quantile, outlier_prob: 0.2}}}}",
+    "{use_channel_alignment: false, saturation_fix: all, model_type: transformer, stat_batch_size: 4}",
+]
+
+
+def test_where_enough_is_stored_no_estimator_collects_again(resolve: Resolve) -> None:
+    stage = yaml.safe_load(Path("dvc.yaml").read_text())["stages"]["collect_statistics"]
+    before = tracked(stage, resolve(ENOUGH + "{}"))
+    assert all(tracked(stage, resolve(ENOUGH + keys)) == before for keys in ESTIMATORS)
+    assert tracked(stage, resolve(ENOUGH + "{range_estimator: {preset: quantile, max: {outlier_prob: 0.02}}}")) != before
 
 
 def test_primary_metric_is_the_first_or_the_named_one(resolve: Resolve) -> None:

@@ -154,6 +154,7 @@ def test_numbers_are_those_of_the_artifacts(workspace: Path) -> None:
         "1000 validation samples",
         "12 operations by 12 weight quantizers and 12 activation quantizers",
         "10 biases corrected by FastBiasCorrection, 2 left as they were",
+        "One pass over 300 samples collected 64 tensors.",
         "the shift is … times the bias",
         "ANY has no quantized form of it",
         "ignored block: squeeze and excitation /se/fc 1",

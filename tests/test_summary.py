@@ -148,7 +148,19 @@ def test_biases_that_were_left_are_listed(workspace: Path) -> None:
     off = dataclasses.replace(built.config(), bias_correction=BiasCorrection(enabled=False))
     assert "biases: not corrected (bias_correction.enabled is false)" in summary(off)
     edit(workspace / "build/correct_bias/corrections.json", algorithm="BiasCorrection", samples=60)
-    assert "biases: 10 corrected by BiasCorrection on 60 samples, 2 left" in summary(built.config()).splitlines()
+    why = "run layer by layer, as what a layer reads depends on those before it"
+    assert f"biases: 10 corrected by BiasCorrection on 60 samples ({why}), 2 left" in summary(built.config()).splitlines()
+
+
+def test_what_was_collected_and_why(workspace: Path) -> None:
+    expected = "statistics: one pass over 300 samples collected 64 tensors"
+    assert expected in summary(built.config()).splitlines()
+    record = workspace / "build/records/collect_statistics.json"
+    edit(record, aligned_tensors=2)
+    why = "; one more the quantiles of 2 tensors with aligned channels, which follow from nothing that is stored"
+    assert expected + why in summary(built.config()).splitlines()
+    record.unlink()
+    assert "statistics:" not in summary(built.config())
 
 
 def test_layerwise_tuning_says_what_it_collected(workspace: Path) -> None:

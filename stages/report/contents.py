@@ -14,6 +14,7 @@ from typing import Any
 import yaml
 
 from stages import artifacts, targets
+from stages.collected import corrected_by, statistics_collected, tuned_from
 from stages.config import completed
 from stages.reasons import Group, by_reason, left_biases, left_float, which
 from stages.report import tuning
@@ -25,7 +26,7 @@ from stages.units import difference, metric_value, model_names, number, plural
 STAGES = {
     "config": "checks the configuration",
     "prepare": "imports the model, reads and checks every sample",
-    "collect_statistics": "runs the calibration samples once",
+    "collect_statistics": "runs the calibration samples",
     "quantize": "decides what is quantized, and the ranges",
     "correct_bias": "shifts biases by the error of quantized weights",
     "evaluate": "measures accuracy, speed and noise",
@@ -139,6 +140,7 @@ class Report:
     kept_free: str
     biases: str
     biases_left: tuple[Kept, ...]
+    collected: tuple[str, ...]
     layers: tuple[Mapping[str, Any], ...]
     steps: tuple[Step, ...]
     total_seconds: str
@@ -204,6 +206,7 @@ def contents(config: Config, key: str) -> Report:
         kept_free=_free(kept),
         biases=_biases(config, corrections),
         biases_left=tuple(_kept(group) for group in by_reason(left_biases(corrections))),
+        collected=tuple(_collected(corrections)),
         layers=tuple(rows),
         steps=tuple(_steps(records)),
         total_seconds=number(sum(record["seconds"] for record in records.values())),
@@ -436,8 +439,17 @@ def _free(kept: Sequence[Group]) -> str:
 def _biases(config: Config, corrections: Mapping[str, Any]) -> str:
     if not config.bias_correction.enabled:
         return "Biases were not corrected: bias_correction.enabled is false."
-    how = f"by {corrections['algorithm']}" + (f" on {corrections['samples']} samples" if "samples" in corrections else "")
-    return f"{plural(len(corrections['corrected']), 'bias', 'biases')} corrected {how}, {len(corrections['left'])} left as they were."
+    count = plural(len(corrections["corrected"]), "bias", "biases")
+    return f"{count} corrected {corrected_by(corrections)}, {len(corrections['left'])} left as they were."
+
+
+def _collected(corrections: Mapping[str, Any]) -> Iterator[str]:
+    """What the calibration samples were run for, in sentences."""
+    texts = [statistics_collected()]
+    if "layerwise_tuning" in corrections:
+        texts.append(f"layer-wise tuning: {tuned_from(corrections['layerwise_tuning'])}")
+    for text in filter(None, texts):
+        yield f"{text[0].upper()}{text[1:]}."
 
 
 # ------------------------------------------------------------------------------------------------ cost, reproduction

@@ -1,0 +1,36 @@
+"""What was collected with inference, and why it took more than the one pass: sentences for the summary and the report."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from stages import artifacts
+from stages.units import plural
+
+
+def statistics_collected() -> str | None:
+    """What the calibration samples were run for in collect_statistics; None where that is not on record."""
+    path = artifacts.record("collect_statistics")
+    record = artifacts.read_json(path) if path.exists() else {}
+    if "tensors" not in record:
+        return None
+    text = f"one pass over {plural(record['samples'], 'sample')} collected {plural(record['tensors'], 'tensor')}"
+    if aligned := record["aligned_tensors"]:
+        text += f"; one more the quantiles of {plural(aligned, 'tensor')} with aligned channels, which follow from nothing that is stored"
+    return text
+
+
+def corrected_by(corrections: Mapping[str, Any]) -> str:
+    """By which algorithm biases were corrected, and what it had to run."""
+    text = f"by {corrections['algorithm']}"
+    if "samples" not in corrections:
+        return text
+    return f"{text} on {plural(corrections['samples'], 'sample')} (run layer by layer, as what a layer reads depends on those before it)"
+
+
+def tuned_from(tuning: Mapping[str, Any]) -> str:
+    """What layer-wise tuning had to collect."""
+    passes = "one more pass" if tuning["passes"] == 1 else f"{tuning['passes']} more passes"
+    samples = plural(tuning["samples"], "sample")
+    return f"{passes} over {samples} collected inputs and outputs of layers, of which statistics hold only means"
