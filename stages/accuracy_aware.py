@@ -55,7 +55,7 @@ def main(config: Config) -> dict[str, Any]:
     base, known = start(config, problem)
     mixed = mixed_candidate(config, problem, base)
     with searching(problem, NAME, config.cluster) as session, Progress(NAME, unit="evaluations") as advance:
-        search = Reversion(session, budget, settings, parts.search, _print, advance)
+        search = Reversion(session, budget, settings, parts.search, _print, advance, config.evaluate.confidence, config.seed)
         best = search.run(base, known, mixed)
         if known is not None and candidate_key(best.candidate) == candidate_key(base):
             rows = known

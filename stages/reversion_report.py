@@ -98,16 +98,14 @@ def rounded(value: float) -> float:
 
 def _judged(config: Config, problem: Problem, goal: Goal, parts: Parts, rows: Rows) -> dict[str, Any]:
     """A metric on the search's samples and, under `held_out`, on the others."""
-    entry = next((entry for entry in config.accuracy_aware.metrics if entry.name == goal.metric), None)
-    paired = entry is None or entry.baseline_value is None
 
     def on(positions: Sequence[int]) -> dict[str, Any]:
         own, fp32 = rows[goal.metric][list(positions)], problem.fp32[goal.metric][list(positions)]
-        baseline = goal.judge.value(fp32) if paired else goal.baseline
+        baseline = goal.baseline if goal.given else goal.judge.value(fp32)
         # A relative limit is relative to these samples' baseline.
         limit = goal.limit * abs(baseline / goal.baseline) if config.accuracy_aware.drop_type == "relative" else goal.limit
         here = Goal(goal.metric, goal.judge, baseline, limit)
-        drop = drop_interval(here, fp32 if paired else None, own, config.evaluate.confidence, config.seed)
+        drop = drop_interval(here, None if goal.given else fp32, own, config.evaluate.confidence, config.seed)
         numbers: dict[str, float | None] = {"baseline": baseline, "limit": limit, "value": goal.judge.value(own)}
         numbers |= {"drop": drop.value, "drop_low": drop.low, "drop_high": drop.high}
         return {name: None if value is None else rounded(value) for name, value in numbers.items()}

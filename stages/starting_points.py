@@ -50,10 +50,11 @@ def make_budget(config: Config, problem: Problem) -> tuple[Budget, Parts]:
     for name in given or problem.metrics:
         metric, entry = problem.metrics[name], given.get(name)
         baseline = entry.baseline_value if entry else None
+        is_given = baseline is not None
         if baseline is None:
             baseline = metric.value(problem.fp32[name][list(parts.search)])
         drop = settings.maximal_drop if entry is None or entry.maximal_drop is None else entry.maximal_drop
-        goals.append(make_goal(name, metric, baseline, drop, settings.drop_type))
+        goals.append(make_goal(name, metric, baseline, drop, settings.drop_type, given=is_given))
     return Budget(tuple(goals)), parts
 
 

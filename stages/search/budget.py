@@ -27,12 +27,14 @@ class Goal:
         judge: The metric, bound to the model.
         baseline: What the floating-point model reaches.
         limit: By how much, in the metric's own unit, a model may be worse.
+        given: Whether the baseline is a number of the user's, and not what FP32 reaches on the samples.
     """
 
     metric: str
     judge: Metric
     baseline: float
     limit: float
+    given: bool = False
 
     @property
     def sign(self) -> float:
@@ -74,6 +76,15 @@ class Budget:
         """The largest of the goals' excesses: models are compared by the metric that is worst off. At most 0: the budget holds."""
         return max(goal.excess(goal.judge.value(rows[goal.metric])) for goal in self.goals)
 
+    def sure(self, fp32: Rows, rows: Rows, confidence: float, seed: int) -> bool:
+        """Whether even the upper ends of the drops' confidence intervals keep it. fp32: of the same samples."""
+        for goal in self.goals:
+            baseline = None if goal.given else fp32[goal.metric]
+            high = drop_interval(goal, baseline, rows[goal.metric], confidence, seed).high
+            if high is None or goal.excess(goal.baseline - goal.sign * high) > 0:
+                return False
+        return True
+
     def bars(self, excess: float) -> tuple[tuple[str, float], ...]:
         """By metric, the value that a model must reach for its excess not to be more than this."""
         return tuple((goal.metric, goal.baseline - goal.sign * (goal.limit + excess * goal.unit)) for goal in self.goals)
@@ -83,17 +94,17 @@ class Budget:
         return max(self.goals, key=lambda goal: goal.excess(goal.judge.value(rows[goal.metric])))
 
 
-def make_goal(name: str, metric: Metric, baseline: float, maximal_drop: float, drop_type: str) -> Goal:
+def make_goal(name: str, metric: Metric, baseline: float, maximal_drop: float, drop_type: str, *, given: bool = False) -> Goal:
     """A goal from the configuration. drop_type: `absolute`, or `relative` to the magnitude of the baseline.
 
     Raises:
         UserError: a relative drop from a baseline of zero, which would allow nothing whatever maximal_drop says.
     """
     if drop_type != "relative":
-        return Goal(name, metric, baseline, maximal_drop)
+        return Goal(name, metric, baseline, maximal_drop, given)
     if baseline == 0:
         raise UserError(f"accuracy_aware.drop_type: 'relative' is not allowed as the baseline of {name} is 0; expected absolute")
-    return Goal(name, metric, baseline, maximal_drop * abs(baseline))
+    return Goal(name, metric, baseline, maximal_drop * abs(baseline), given)
 
 
 class Parts(NamedTuple):

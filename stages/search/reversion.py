@@ -103,6 +103,8 @@ class Reversion:
         positions: The search samples, in ascending order.
         notice: Is told each step.
         advance: Is called with the number of evaluations that are done.
+        confidence: Of the intervals that end a ranking early.
+        seed: Of their draws.
         best: The best model so far.
         trace: All steps.
         stopped: Why the search ended before it was done; empty where it was.
@@ -114,6 +116,8 @@ class Reversion:
     positions: tuple[int, ...]
     notice: Callable[[Step], None] = lambda step: None
     advance: Callable[[int], None] = lambda count: None
+    confidence: float = 0.95
+    seed: int = 0
     best: State | None = None
     trace: list[Step] = field(default_factory=list)
     stopped: str = ""
@@ -227,6 +231,8 @@ class Reversion:
         """Blocks by what their reversion from `state` brings on the samples that it loses most on.
 
         thorough: all blocks. Otherwise none beyond those among which one would be enough if it changed nothing on other samples.
+        Enough at the upper end of the drop's confidence interval: a block that just keeps the budget on these samples is likely
+        to miss it on others, and a better one, often cheaper, may be among the rest.
         """
         problem, goal = self.session.problem, self.budget.worst(state.rows)
         own_fp32 = {name: rows[list(self.positions)] for name, rows in problem.fp32.items()}
@@ -239,7 +245,7 @@ class Reversion:
             expected = {name: rows.copy() for name, rows in state.rows.items()}
             for name, rows in expected.items():
                 rows[np.searchsorted(self.positions, positions)] = outcome.rows[name]
-            return not thorough and self.budget.excess(expected) <= 0
+            return not thorough and self.budget.excess(expected) <= 0 and self.budget.sure(own_fp32, expected, self.confidence, self.seed)
 
         scores = score_blocks(self._outcomes, problem, goal, positions, blocks, noise, with_block, enough)
         before = goal.sign * goal.judge.value(self._own(state, positions)[goal.metric])

@@ -98,3 +98,23 @@ def test_the_interval_against_a_given_baseline_is_wider_than_that_of_a_pair() ->
     assert paired.low is not None and paired.high is not None and alone.low is not None and alone.high is not None
     assert alone.low <= alone.value <= alone.high
     assert alone.high - alone.low > 2 * (paired.high - paired.low)
+
+
+def test_a_budget_is_surely_kept_where_the_interval_is_within_it() -> None:
+    fp32, rows = np.ones((200, 1)), np.ones((200, 1))
+    rows[:4] = 0.0  # a drop of 2 points, on other samples up to 4
+    assert [one_goal(limit).sure({"accuracy": fp32}, {"accuracy": rows}, 0.95, 0) for limit in (0.01, 0.02, 0.03, 0.05)] == [
+        *(False, False, False),
+        True,
+    ]
+    # Of a baseline that is a number, nothing cancels out: FP32 may have done worse on these samples, too.
+    assert not one_goal(0.05, given=True).sure({"accuracy": rows}, {"accuracy": fp32 * 0.5}, 0.95, 0)
+    lower = Budget((make_goal("error", ReferenceError(), 0.5, 0.1, "absolute", given=True),))
+    errors = np.full((200, 1), 0.55)
+    assert lower.sure({}, {"error": errors}, 0.95, 0)
+    assert not lower.sure({}, {"error": np.where(np.arange(200)[:, None] < 20, 1.0, 0.55)}, 0.95, 0)
+
+
+def one_goal(limit: float, *, given: bool = False) -> Budget:
+    """A budget of accuracy alone, from a baseline of 1."""
+    return Budget((make_goal("accuracy", Accuracy(), 1.0, limit, "absolute", given=given),))
