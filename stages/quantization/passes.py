@@ -17,7 +17,7 @@ from stages.quantization.graph import Graph, read_graph
 Store = Callable[[int, NDArray[Any]], None]  # keep the values [n, ...] of the n samples from a position on
 Infer = Callable[[ov.Model], Iterable[Sequence[NDArray[Any]]]]
 
-CHUNK = 16  # samples that are handed on together, so that NumPy works on many of them at once
+CHUNK = 64  # samples that are handed on together, so that NumPy works on many of them at once
 CHUNK_BYTES = 2**25  # unless they are larger than this
 
 
@@ -45,7 +45,7 @@ def run_pass(model: ov.Model, wanted_of: Callable[[Graph], Iterable[Wanted]], in
         return
     joined = [item for item in wanted if _joins(item.output)]
     alone = [item for item in wanted if not _joins(item.output)]
-    vectors = [op.reshape(item.output, np.array([-1]), False) for item in joined]
+    vectors = [_flat(item.output) for item in joined]
     for result in list(clone.get_results()):
         clone.remove_result(result)
     results = [op.result(op.concat(vectors, 0))] if vectors else []
@@ -74,6 +74,10 @@ def run_pass(model: ov.Model, wanted_of: Callable[[Graph], Iterable[Wanted]], in
         hand_on(seen - rest, rest)
     if seen != samples:
         raise UserError(f"{seen} calibration samples were read where {samples} were expected")
+
+
+def _flat(output: ov.Output) -> ov.Output:
+    return output if len(output.get_shape()) == 1 else op.reshape(output, np.array([-1]), False).output(0)
 
 
 def _joins(output: ov.Output) -> bool:
