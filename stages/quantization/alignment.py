@@ -1,7 +1,7 @@
 """ActivationChannelAlignment: equalise the ranges of channels between a convolution and the pointwise convolution after it.
 
 Only the outputs of the first convolution are shifted and scaled, so everything that statistics say about the tensor
-between the two follows by arithmetic (pot_behaviour.md section 6), but for quantiles of the whole tensor.
+between the two follows by arithmetic (pot_behaviour.md section 6).
 """
 
 from __future__ import annotations
@@ -183,19 +183,26 @@ def aligned_statistics(statistics: Statistics, tensor: TensorName, first: str, s
         ((table[tensor] - shift[:, None]) / scale[:, None]).astype(np.float32)
         for table in (statistics.channel_lowest, statistics.channel_highest)
     )
-    # Quantiles mix the channels anew; where an estimator needs them, they were collected of the aligned tensor.
-    whole_lowest = statistics.aligned_lowest.get(tensor, lowest[:, :, 0].min(axis=1, keepdims=True))
-    whole_highest = statistics.aligned_highest.get(tensor, highest[:, :, 0].max(axis=1, keepdims=True))
+    size = statistics.channel_size[tensor]
     output_mean = statistics.output_mean
     if first in output_mean:
         output_mean = output_mean | {first: (output_mean[first] - shift) / scale}
     return replace(
         statistics,
-        lowest=statistics.lowest | {tensor: whole_lowest},
-        highest=statistics.highest | {tensor: whole_highest},
-        size=statistics.size | {tensor: statistics.channel_size[tensor] * lowest.shape[1]},
+        lowest=statistics.lowest | {tensor: _tails_of_all(lowest, size)},
+        highest=statistics.highest | {tensor: -_tails_of_all(-highest, size)},
+        size=statistics.size | {tensor: size * lowest.shape[1]},
         channel_lowest=statistics.channel_lowest | {tensor: lowest},
         channel_highest=statistics.channel_highest | {tensor: highest},
         input_mean=statistics.input_mean | {second: (statistics.input_mean[second] - shift) / scale},
         output_mean=output_mean,
     )
+
+
+def _tails_of_all(lowest: NDArray[np.float32], size: NDArray[np.int64]) -> NDArray[np.float32]:
+    """The lowest values [N, m] of whole tensors from those of their channels [N, C, k] with `size` [N] values each.
+
+    As many as the channels' tails surely hold: k of a tensor are at most k of one channel.
+    """
+    ordered = np.sort(lowest.reshape(len(lowest), -1), axis=1)  # what a sample has not is NaN and comes last
+    return ordered[:, : lowest.shape[2]] if np.any(size > lowest.shape[2]) else ordered

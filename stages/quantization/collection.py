@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from openvino import opset13 as op
 
 from stages.errors import UserError
-from stages.quantization.alignment import TAIL, pair_alignment
+from stages.quantization.alignment import TAIL
 from stages.quantization.graph import Graph, Port, bias_add, input_channel_axis, output_channel_axis
 from stages.quantization.passes import Infer, Store, Wanted, run_pass
 from stages.quantization.plan import TensorName
@@ -36,10 +36,12 @@ class _Tails(NamedTuple):
     columns: Callable[[NDArray[Any]], NDArray[Any]]  # of samples [n, *tensor shape]: what a tail is taken of, in the last axis
     count: Callable[[Sequence[int]], int]  # how many values that are, from the tensor's shape
     probabilities: Sequence[float]
+    least: Callable[[Sequence[int]], int] | None = None  # from the shape: how many values a tail needs for other reasons
 
     def length(self, shape: Sequence[int]) -> int:
         """How many values a tail of a tensor of that shape needs."""
-        return tail_length(self.count(shape), self.probabilities)
+        count, least = self.count(shape), self.least(shape) if self.least is not None else 0
+        return max(tail_length(count, self.probabilities), min(count, least))
 
 
 def collect(
@@ -51,9 +53,6 @@ def collect(
     samples: int,
 ) -> Statistics:
     """Run the calibration samples and reduce what they leave at `points`.
-
-    One pass. Only where quantiles per channel are asked for, and channels may be aligned, a second one collects the
-    quantiles of the aligned tensors: they follow from nothing that is stored.
 
     Args:
         model: The floating-point model, which stays as it is.
@@ -72,15 +71,10 @@ def collect(
     def of_samples(graph: Graph) -> Iterator[Wanted]:
         return _wanted(graph, points, outlier_probs, channel_outlier_probs, statistics)
 
-    def of_aligned(graph: Graph) -> Iterator[Wanted]:
-        return _wanted_aligned(graph, points, outlier_probs, statistics)
-
     run_pass(model, of_samples, infer, samples)
     for table in (statistics.input_mean, statistics.output_mean):
         for name in table:
             table[name] = table[name] / samples
-    if channel_outlier_probs and points.pairs:
-        run_pass(model, of_aligned, infer, samples)
     return statistics
 
 
@@ -104,7 +98,11 @@ def _wanted(
     aligned = {second.inputs[0] for _, second in points.pairs}
     for port in dict.fromkeys([*points.tensors, *points.perchannel]):
         twin = _twin(graph, port)
-        of_channels = channel._replace(probabilities=[*channel_outlier_probs, TAIL]) if port in aligned else channel
+        of_channels = channel
+        if port in aligned:
+            # Once channels are shifted and scaled, a tail of the whole tensor may lie in any one of them.
+            least = whole.length if channel_outlier_probs else None
+            of_channels = channel._replace(probabilities=[*channel_outlier_probs, TAIL], least=least)
         yield from _tails(
             twin,
             _output(twin),
@@ -124,19 +122,6 @@ def _wanted(
     for node in (graph.by_name[node.name] for node in points.outputs):
         end = bias_add(node) or node
         yield Wanted(end.order, _mean(Port(end, 0), output_channel_axis(node)), _sum(statistics.output_mean, node.name))
-
-
-def _wanted_aligned(graph: Graph, points: Points, outlier_probs: Sequence[float], statistics: Statistics) -> Iterator[Wanted]:
-    """The tails of the aligned tensors, aligned as the first pass says."""
-    sizes: dict[TensorName, NDArray[np.int64]] = {}
-    tails = _of_tensors(statistics.aligned_lowest, statistics.aligned_highest, sizes, outlier_probs)
-    for first, second in points.pairs:
-        port = _twin(graph, second.inputs[0])
-        alignment = pair_alignment(first, second, statistics)
-        channels = (-1, *[1] * (len(port.node.shapes[port.index] or ()) - 2))
-        shift, scale = (op.constant(values.astype(np.float32).reshape(channels)) for values in (alignment.shift, alignment.scale))
-        output = op.divide(op.subtract(_output(port), shift), scale).output(0)
-        yield from _tails(port, output, tails, None, statistics.samples)
 
 
 def _of_tensors(

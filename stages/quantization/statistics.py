@@ -19,10 +19,7 @@ from stages.quantization.plan import TensorName
 
 Array = NDArray[np.float32]
 FORMAT = 1
-PER_TENSOR = (
-    *("lowest", "highest", "size", "channel_lowest", "channel_highest", "channel_size"),
-    *("aligned_lowest", "aligned_highest"),
-)
+PER_TENSOR = (*("lowest", "highest", "size", "channel_lowest", "channel_highest", "channel_size"),)
 PER_OPERATION = ("input_mean", "output_mean")
 
 
@@ -39,8 +36,6 @@ class Statistics:
         channel_lowest: [N, C, k], the lowest values of each channel (axis 1).
         channel_highest: The same for the highest values.
         channel_size: [N], how many values a channel has.
-        aligned_lowest: [N, k], the lowest values of a tensor whose channels are aligned; only where quantiles may be asked for.
-        aligned_highest: The same for the highest values.
         input_mean: [C] by operation, the data input's mean over samples and all axes but the channel's.
         output_mean: [C] by operation, the same of the output with its bias.
         input_shape: By operation, the data input's most frequent shape.
@@ -54,8 +49,6 @@ class Statistics:
     channel_lowest: dict[TensorName, Array] = field(default_factory=dict)
     channel_highest: dict[TensorName, Array] = field(default_factory=dict)
     channel_size: dict[TensorName, NDArray[np.int64]] = field(default_factory=dict)
-    aligned_lowest: dict[TensorName, Array] = field(default_factory=dict)
-    aligned_highest: dict[TensorName, Array] = field(default_factory=dict)
     input_mean: dict[str, NDArray[np.float64]] = field(default_factory=dict)
     output_mean: dict[str, NDArray[np.float64]] = field(default_factory=dict)
     input_shape: dict[str, tuple[int, ...]] = field(default_factory=dict)

@@ -120,6 +120,8 @@ def _of_best_groups(groups: ov.Node, extremes: ov.Node, length: int, mode: str) 
 def _channel_tails(columns: ov.Output, length: int, modes: Sequence[str]) -> Ends:
     count, channels = columns.get_shape()
     group = max(group for group in range(1, count + 1) if group == 1 or (count % group == 0 and group * group * length <= count))
+    if length > 1 and count < 8 * length:
+        return _ends([op.transpose(columns, np.array([1, 0])).output(0)] * len(modes))
     ends = []
     for mode in modes:
         reduced = EXTREMES[mode]
