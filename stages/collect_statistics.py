@@ -46,7 +46,7 @@ def main(config: Config) -> dict[str, Any]:
     statistics = collect(model, points, asked.outlier_probs, asked.channel_outlier_probs, infer, len(samples))
     with artifacts.writing(artifacts.folder(NAME)) as folder:
         save(statistics, folder)
-    return {"samples": len(samples), "tensors": len(points.tensors), "aligned_tensors": len(statistics.aligned_lowest)}
+    return {"samples": len(samples), "tensors": len(points.tensors)}
 
 
 if __name__ == "__main__":

@@ -15,10 +15,7 @@ def statistics_collected() -> str | None:
     record = artifacts.read_json(path) if path.exists() else {}
     if "tensors" not in record:
         return None
-    text = f"one pass over {plural(record['samples'], 'sample')} collected {plural(record['tensors'], 'tensor')}"
-    if aligned := record["aligned_tensors"]:
-        text += f"; one more the quantiles of {plural(aligned, 'tensor')} with aligned channels, which follow from nothing that is stored"
-    return text
+    return f"one pass over {plural(record['samples'], 'sample')} collected {plural(record['tensors'], 'tensor')}"
 
 
 def corrected_by(corrections: Mapping[str, Any]) -> str:

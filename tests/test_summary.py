@@ -155,11 +155,7 @@ def test_biases_that_were_left_are_listed(workspace: Path) -> None:
 def test_what_was_collected_and_why(workspace: Path) -> None:
     expected = "statistics: one pass over 300 samples collected 64 tensors"
     assert expected in summary(built.config()).splitlines()
-    record = workspace / "build/records/collect_statistics.json"
-    edit(record, aligned_tensors=2)
-    why = "; one more the quantiles of 2 tensors with aligned channels, which follow from nothing that is stored"
-    assert expected + why in summary(built.config()).splitlines()
-    record.unlink()
+    (workspace / "build/records/collect_statistics.json").unlink()
     assert "statistics:" not in summary(built.config())
 
 
