@@ -1,0 +1,96 @@
+"""README's "Share results": what one clone of the repository built, another one takes from the remote and builds nothing."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import boto3
+import pytest
+from moto.server import ThreadedMotoServer
+
+from stages.artifacts import file_sha256
+from tests.project import Outcome, Project
+from tests.sweeping import sweep_project
+
+pytestmark = pytest.mark.slow
+
+BUCKET = "pot"
+KEYS = {"AWS_ACCESS_KEY_ID": "me", "AWS_SECRET_ACCESS_KEY": "sekret", "AWS_DEFAULT_REGION": "us-east-1"}
+PARAMS = """\
+model: {name: net, path: data/net.xml}
+data: {name: own, calibration: {path: data/samples.npz}, calibration_size: 24}
+evaluate: {noise_samples: 2, benchmark: {enabled: false}}
+tracking: {enabled: false} # test_track has a restored result logged
+"""
+
+
+@pytest.fixture(scope="module")
+def s3() -> Iterator[str]:
+    """The address of an S3 server with an empty bucket."""
+    server = ThreadedMotoServer("127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    address = f"http://{host}:{port}"
+    keys = {"aws_access_key_id": KEYS["AWS_ACCESS_KEY_ID"], "aws_secret_access_key": KEYS["AWS_SECRET_ACCESS_KEY"]}
+    boto3.client("s3", endpoint_url=address, region_name=KEYS["AWS_DEFAULT_REGION"], **keys).create_bucket(Bucket=BUCKET)
+    yield address
+    server.stop()
+
+
+def dvc(project: Project, *arguments: str) -> Outcome:
+    outcome = project.run(sys.executable, "-m", "dvc", *arguments, env=KEYS)
+    assert outcome.code == 0, outcome.output
+    return outcome
+
+
+def git(project: Project, *arguments: str) -> None:
+    me = ("-c", "user.name=me", "-c", "user.email=me@example")
+    outcome = project.run("git", *me, *arguments)
+    assert outcome.code == 0, outcome.output
+
+
+@pytest.fixture(scope="module")
+def first(tmp_path_factory: pytest.TempPathFactory, s3: str) -> Project:
+    """A git repository with a network and samples of its own, built and pushed to two remotes; all but dvc.lock is committed."""
+    folder = tmp_path_factory.mktemp("first")
+    project = sweep_project(folder, PARAMS)
+    (project.root / ".dvc/config.local").unlink()  # a repository, not a copy without git
+    for file in (folder / "files").iterdir():
+        file.rename(project.root / "data" / file.name)
+    git(project, "init", "--quiet")
+    dvc(project, "remote", "add", "folder", str(folder / "shared"))
+    dvc(project, "remote", "add", "s3", f"s3://{BUCKET}/results")
+    dvc(project, "remote", "modify", "s3", "endpointurl", s3)
+    git(project, "add", "--all")
+    git(project, "commit", "--quiet", "--message=unbuilt")
+    assert {"prepare", "quantize", "evaluate"} <= set(dvc(project, "repro").stages)
+    for remote in ("folder", "s3"):
+        dvc(project, "push", "--run-cache", "--remote", remote)
+    return project
+
+
+def results(project: Project) -> dict[str, str]:
+    """SHA-256 of everything that DVC knows in build/."""
+    build = project.root / "build"
+    files = [path for path in build.rglob("*") if path.is_file() and not path.relative_to(build).parts[0].startswith(".")]
+    return {path.relative_to(build).as_posix(): file_sha256(path) for path in files if path.name not in ("track.json", "report.html")}
+
+
+@pytest.mark.parametrize(("remote", "locked"), [("folder", True), ("s3", False)])
+def test_a_clone_takes_everything_from_the_remote(first: Project, tmp_path: Path, remote: str, locked: bool) -> None:
+    """Nothing runs but `track`, whether dvc.lock tells what was built or only the run cache, as after an edit that another one had made."""
+    git(first, "clone", "--quiet", ".", str(tmp_path / "second"))
+    second = Project(tmp_path / "second")
+    dvc(second, "remote", "default", remote)
+    if locked:
+        shutil.copy(first.root / "dvc.lock", second.root)
+    assert (second.root / "dvc.lock").exists() == locked
+    assert not (second.root / "build").exists() and not (second.root / ".dvc/cache").exists()
+    outcome = dvc(second, "repro", "--pull")
+    assert outcome.stages == ["track"], outcome.output
+    found = results(second)
+    assert found == results(first)
+    assert {"correct_bias/model.xml", "evaluate/evaluation.json", "records/prepare.json", "reports/metrics.json"} <= found.keys()
