@@ -133,8 +133,18 @@ def tracking_uri(config: Config) -> str:
         raise UserError(f"{place}: special characters in user and password must be escaped: @ as %40, / as %2F, ? as %3F, # as %23")
     if not uri.startswith(SQLITE):
         return uri
-    root = Path(os.environ.get("DVC_ROOT") or ".")
-    return f"{SQLITE}{((root if root.is_dir() else Path()) / uri.removeprefix(SQLITE)).resolve()}"
+    return f"{SQLITE}{(_project() / uri.removeprefix(SQLITE)).resolve()}"
+
+
+def _project() -> Path:
+    """The project's folder, also from one of DVC's temporary copies."""
+    root = Path(os.environ.get("DVC_ROOT") or ".").resolve()
+    return root if root.is_dir() else Path.cwd()
+
+
+def _home(uri: str) -> Path:
+    """The folder that a store which is no server keeps its files in."""
+    return Path(uri.removeprefix(SQLITE)).parent if uri.startswith(SQLITE) else _project()
 
 
 def comparison(uri: str, experiment_id: str, runs: Sequence[str] = ()) -> str:
@@ -273,13 +283,16 @@ def _log(client: MlflowClient, config: Config, uri: str, key: str, label: str) -
 
 
 def _experiment(client: MlflowClient, uri: str, name: str) -> str:
-    """The experiment's id; it is created where it does not exist, with its artifacts beside an SQLite store."""
+    """The experiment's id; it is created where it does not exist, with its artifacts beside an SQLite store, or in the project.
+
+    An MLflow server knows a place of its own for them.
+    """
     found = client.get_experiment_by_name(name)
     if found is not None:
         if found.lifecycle_stage == "deleted":
             raise UserError(f"MLflow's experiment {name!r} is deleted: `mlflow experiments restore -x {found.experiment_id}`, or rename it")
         return str(found.experiment_id)
-    location = (Path(uri.removeprefix(SQLITE)).parent / "mlartifacts").as_uri() if uri.startswith(SQLITE) else None
+    location = None if uri.startswith(("http", "databricks")) else (_home(uri) / "mlartifacts").as_uri()
     return client.create_experiment(name, artifact_location=location, tags={"mlflow.experimentKind": "custom_model_development"})
 
 
