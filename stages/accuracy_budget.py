@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from stages import artifacts
-from stages.units import difference, number, plural
+from stages.units import difference, number, plural, ratio
 
 NAME = "accuracy_aware"
 MOST_LAYERS = 4
@@ -18,6 +18,19 @@ def result() -> dict[str, Any]:
     return found if found["enabled"] else {}
 
 
+def trace() -> list[dict[str, Any]]:
+    """A row for every model that was tried; empty where the stage is disabled."""
+    rows: list[dict[str, Any]] = artifacts.read_json(artifacts.folder(NAME) / "trace.json")
+    return rows
+
+
+def speed() -> dict[str, Any]:
+    """What was measured of the model, beside FP32 and INT8; empty without a benchmark, or where it is the INT8 model."""
+    path = artifacts.folder(NAME) / "latency.json"
+    found: dict[str, Any] = artifacts.read_json(path) if path.exists() else {}
+    return found
+
+
 def summary_lines() -> list[str]:
     """Whether the budget holds, where it was confirmed, what that cost."""
     found = result()
@@ -27,39 +40,38 @@ def summary_lines() -> list[str]:
         "accuracy budget: holds" if found["holds"] else f"accuracy budget: NOT MET: {found['shortfall']}; this is the best model found"
     ]
     for name, metric in found["metrics"].items():
-        words = [_drop(metric, metric, found["samples"]["search"])]
+        limit = difference(metric, metric["limit"])
+        words = [f"drop {drop(metric, metric)} of {limit} allowed on {found['samples']['search']} samples"]
         if metric["held_out"]:
-            words.append(_drop(metric, metric["held_out"], found["samples"]["held_out"], "held-out "))
+            words.append(f"{drop(metric, metric['held_out'])} on {found['samples']['held_out']} held-out samples")
         lines.append(f"  {name}: {', '.join(words)}")
     if found["holds"] and found["confirmed"] is False:
         lines.append("  NOT CONFIRMED: on the held-out samples the drop is larger than allowed; more validation samples would tell")
     if found["holds"] and found["stopped"]:
         lines.append(f"  {found['stopped']}: some layers may have been reverted for nothing")
-    return [*lines, *_cost(found)]
+    return [*lines, *cost(found)]
 
 
-def _cost(found: Mapping[str, Any]) -> list[str]:
+def cost(found: Mapping[str, Any]) -> list[str]:
+    """How many operations went back to floating point, and what became of the latency."""
     layers = [entry["layer"] for entry in found["reverted"]]
     of = found["quantized"] + len(layers)
     names = f": {', '.join(layers[:MOST_LAYERS])}{', ...' if len(layers) > MOST_LAYERS else ''}" if layers else ""
     lines = [f"  {len(layers)} of {plural(of, 'operation')} back in floating point{names}"]
-    speed = artifacts.read_json(artifacts.folder(NAME) / "latency.json")
-    if speed:
-        latency, ratio = speed["latency_ms"], speed["speed_up"]["int8"]
-        times = ", ".join(f"{number(latency[model]['median'])} ms {words}" for model, words in ((NAME, "now"), ("int8", "INT8 before")))
-        lines.append(f"  latency {times}: {ratio['median']:.2f}x the speed [{ratio['low']:.2f}, {ratio['high']:.2f}]")
+    if measured := speed():
+        latency, before = measured["latency_ms"], measured["speed_up"]["int8"]
+        times = ", ".join(f"{number(latency[model]['median'])} ms {words}" for model, words in ((NAME, "now"), ("int8", "before")))
+        lines.append(f"  latency {times}: {ratio(before, 'INT8 with no layer reverted')}")
     return lines
 
 
-def _drop(metric: Mapping[str, Any], numbers: Mapping[str, Any], samples: int, which: str = "") -> str:
+def drop(metric: Mapping[str, Any], numbers: Mapping[str, Any]) -> str:
+    """`0.40 points [-0.20, 1.00]`. numbers: of the search's samples, or of the held-out ones."""
     unit = " points" if metric["share"] else ""
     interval = ""
     if numbers["drop_low"] is not None:
         interval = f" [{difference(metric, numbers['drop_low'])}, {difference(metric, numbers['drop_high'])}]"
-    return (
-        f"drop {difference(metric, numbers['drop'])}{unit}{interval} of {difference(metric, numbers['limit'])} allowed"
-        f" on {samples} {which}samples"
-    )
+    return f"{difference(metric, numbers['drop'])}{unit}{interval}"
 
 
 def metrics() -> dict[str, float | None]:
@@ -73,16 +85,15 @@ def metrics() -> dict[str, float | None]:
         values |= {f"{key}.{name}": metric[key] for key in ("value", "drop", "drop_low", "drop_high", "limit")}
         if metric["held_out"]:
             values |= {f"held_out_{key}.{name}": metric["held_out"][key] for key in ("value", "drop", "drop_low", "drop_high")}
-    speed = artifacts.read_json(artifacts.folder(NAME) / "latency.json")
-    if speed:
-        values["latency_ms"] = speed["latency_ms"][NAME]["median"]
-        values |= {f"speed_up.{model}": ratio["median"] for model, ratio in speed["speed_up"].items()}
+    if measured := speed():
+        values["latency_ms"] = measured["latency_ms"][NAME]["median"]
+        values |= {f"speed_up.{model}": spread["median"] for model, spread in measured["speed_up"].items()}
     return {f"{NAME}/{name}": value for name, value in values.items()}
 
 
 def steps() -> list[tuple[str, float, int]]:
     """For MLflow: name, value and iteration of what changes from model to model."""
-    rows = artifacts.read_json(artifacts.folder(NAME) / "trace.json")
+    rows = trace()
     found = [(f"{NAME}.steps/reverted_layers", float(row["reverted_layers"]), int(row["iteration"])) for row in rows]
     for row in rows:
         found += [(f"{NAME}.steps/drop.{name}", float(drop), int(row["iteration"])) for name, drop in (row["drops"] or {}).items()]

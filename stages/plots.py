@@ -40,6 +40,39 @@ def plot_noise(rows: Sequence[dict[str, Any]], path: Path) -> None:
     figure.savefig(path, dpi=110)
 
 
+def plot_accuracy_budget(rows: Sequence[dict[str, Any]], metric: str, path: Path, *, share: bool) -> None:
+    """Drop and layers in floating point of every model that was tried.
+
+    Args:
+        rows: Content of trace.json: iteration, drop, limit, reverted_layers, accepted.
+        metric: The one whose drop it is.
+        path: PNG to write.
+        share: Whether the metric is a share, whose drop is shown in points.
+    """
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
+
+    figure = Figure(figsize=(7, 5.5), layout="constrained")
+    above, below = figure.subplots(2, 1, sharex=True)
+    factor = 100 if share else 1
+    for accepted, color, label in ((True, COLORS["activations"], "taken"), (False, COLORS["weights"], "not taken")):
+        known = [row for row in rows if row["accepted"] == accepted]
+        drops = [row for row in known if row["drop"] is not None]
+        above.scatter([row["iteration"] for row in drops], [factor * row["drop"] for row in drops], color=color, label=label, zorder=3)
+        below.scatter([row["iteration"] for row in known], [row["reverted_layers"] for row in known], color=color, zorder=3)
+    above.axhline(factor * rows[0]["limit"], color="#666666", linestyle="--", linewidth=1, label="allowed")
+    above.set_ylabel(f"{metric} drops by" + (", points" if share else ""))
+    above.legend(frameon=False, fontsize=9)
+    below.set_ylabel("layers in floating point")
+    below.set_xlabel("model that was tried")
+    for axes in (above, below):
+        axes.grid(alpha=0.3)
+        axes.spines[["top", "right"]].set_visible(False)
+    for axis in (below.xaxis, below.yaxis):
+        axis.set_major_locator(MaxNLocator(integer=True))
+    figure.savefig(path, dpi=110)
+
+
 def plot_accuracy_speed(rows: Sequence[dict[str, Any]], metric: str, path: Path, *, share: bool) -> None:
     """The primary metric of each model over its latency.
 

@@ -38,6 +38,7 @@ def result_json(
         "stopped": search.stopped,
         "metrics": metrics,
         "before": first.drops,
+        "values": {name: rounded(metric.value(rows[name])) for name, metric in problem.metrics.items()},  # on all samples
         "confidence": config.evaluate.confidence,
         "samples": {"search": len(parts.search), "held_out": len(parts.held_out)},
         "start": best.candidate.label,

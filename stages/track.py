@@ -335,11 +335,8 @@ def _log_files(client: MlflowClient, run_id: str, config: Config) -> None:
     details = (artifacts.CONFIG, quantize / "quantizers.json", correct_bias / "corrections.json", evaluate / "evaluation.json")
     for path in (page.REPORT, *details):
         client.log_artifact(run_id, str(path))
-    if found := accuracy_budget.result():
-        for name in ("result.json", "trace.json", "quantizers.json"):
-            client.log_artifact(run_id, str(artifacts.folder(accuracy_budget.NAME) / name), accuracy_budget.NAME)
-        if reverted := found["reverted"]:
-            client.log_table(run_id, {column: [row[column] for row in reverted] for column in reverted[0]}, "reverted_layers.json")
+    if accuracy_budget.result():
+        _log_budget(client, run_id)
     if tuning_outcome.result():
         _log_tuning(client, run_id, config)
     with tempfile.TemporaryDirectory() as folder:
@@ -359,6 +356,21 @@ def _log_files(client: MlflowClient, run_id: str, config: Config) -> None:
         for model, source in sources.items():
             for path in (source / "model.xml", source / "model.bin"):
                 client.log_artifact(run_id, str(path), f"models/{model}")
+
+
+def _log_budget(client: MlflowClient, run_id: str) -> None:
+    """What keeping the accuracy budget took: the layers that were reverted as a table, and the models that were tried."""
+    from stages import plots
+
+    found, name = accuracy_budget.result(), accuracy_budget.NAME
+    for file in ("result.json", "trace.json", "quantizers.json"):
+        client.log_artifact(run_id, str(artifacts.folder(name) / file), name)
+    if reverted := found["reverted"]:
+        client.log_table(run_id, {column: [row[column] for row in reverted] for column in reverted[0]}, "reverted_layers.json")
+    metric, judged = next(iter(found["metrics"].items()))
+    with tempfile.TemporaryDirectory() as folder:
+        plots.plot_accuracy_budget(accuracy_budget.trace(), metric, Path(folder) / "accuracy_budget.png", share=judged["share"])
+        client.log_artifacts(run_id, folder, "plots")
 
 
 def _log_tuning(client: MlflowClient, run_id: str, config: Config) -> None:

@@ -194,6 +194,45 @@ def test_a_search_has_its_own_column_section_and_points(workspace: Path) -> None
     assert artifacts.file_sha256(artifacts.folder("tune") / "model.bin") in text
 
 
+def test_the_accuracy_budget_has_its_own_column_section_and_point(workspace: Path) -> None:
+    without = rendered()
+    assert "The accuracy budget" not in without.text and "budget kept" not in contents(built.config(), "key").columns
+    built.write_accuracy_aware(workspace)
+    text = rendered().text
+    for expected in (
+        "90.20 % 90.10 % 88.10 % 89.30 % drop 2.10 points",
+        "12.0 ms 6.00 ms 4.00 ms 4.00 ms INT8 is",
+        "167 /s 333 /s 500 /s –",
+        "Accuracy budget: holds. 1 of 12 operations back in floating point: /backbone/conv_0/Conv.",
+        "Latency 4.00 ms now, 3.84 ms before: 1.04x SLOWER than INT8 with no layer reverted [1.02, 1.05]",
+        "exact_match 1.00 points 0.80 points [-0.10, 1.70] 1.20 points [-0.80, 3.20]",
+        "drop on the search’s 800 samples on 200 that it did not see",
+        "/backbone/conv_0/Conv Convolution 1 1",
+        "0 base 0 3.00 points exceeds the budget",
+        "2 revert /backbone/conv_1/Conv 2 – worse: undone, given up early",
+        "The model to deploy is build/accuracy_aware/model.xml",
+    ):
+        assert expected in text, expected
+    report = contents(built.config(), "key")
+    assert report.picture is not None
+    mark = report.picture.marks[3]
+    assert (mark.point.name, mark.point.kind, mark.point.x) == ("budget kept, 1 layer back", "accuracy_aware", 6.0 / 1.5)
+    assert artifacts.file_sha256(artifacts.folder("accuracy_aware") / "model.bin") in text
+    # What is tuned later is what to deploy, and both have a column.
+    built.write_tune(workspace)
+    both = contents(built.config(), "key")
+    assert both.columns[3:] == ("budget kept", "tuned") and both.deployable == "build/tune/model.xml"
+    assert both.results[0].cells[3:] == ("89.30 %", "89.40 %")
+
+
+def test_a_model_that_misses_the_budget_is_not_the_one_to_deploy(workspace: Path) -> None:
+    built.write_accuracy_aware(workspace, holds=False)
+    report = contents(built.config(), "key")
+    assert report.deployable == "build/correct_bias/model.xml"
+    assert report.columns[3] == "closest to the budget"
+    assert report.budget is not None and report.budget.outcome.startswith("Accuracy budget: NOT MET: exact_match drops by 0.015")
+
+
 def test_a_tuned_model_beyond_the_budget_is_not_the_one_to_deploy(workspace: Path) -> None:
     built.write_tune(workspace, within=False)
     report = contents(built.config(), "key")

@@ -208,3 +208,24 @@ def test_shared_samples_are_a_warning(workspace: Path) -> None:
 
 def test_seconds_of_the_stages(workspace: Path) -> None:
     assert line(summary(built.config()), "seconds").startswith("seconds: config 0.5, prepare 1.5, collect_statistics 2.5")
+
+
+def test_the_accuracy_budget_says_whether_it_holds_and_what_it_cost(workspace: Path) -> None:
+    built.write_accuracy_aware(workspace)
+    assert (
+        """\
+accuracy budget: holds
+  exact_match: drop 0.80 points [-0.10, 1.70] of 1.00 allowed on 800 samples, 1.20 points [-0.80, 3.20] on 200 held-out samples
+  1 of 12 operations back in floating point: /backbone/conv_0/Conv
+  latency 4.00 ms now, 3.84 ms before: 1.04x SLOWER than INT8 with no layer reverted [1.02, 1.05]
+"""
+        in summary(built.config()) + "\n"
+    )
+
+
+def test_an_accuracy_budget_that_is_not_met_or_not_confirmed_is_said_plainly(workspace: Path) -> None:
+    built.write_accuracy_aware(workspace, holds=False)
+    assert "accuracy budget: NOT MET: exact_match drops by 0.015 where 0.01 is allowed; no further" in summary(built.config())
+    built.write_accuracy_aware(workspace)
+    edit(workspace / "build/accuracy_aware/result.json", confirmed=False)
+    assert "  NOT CONFIRMED: on the held-out samples the drop is larger than allowed" in summary(built.config())

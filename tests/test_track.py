@@ -135,6 +135,25 @@ def test_a_search_is_logged_with_its_trials(workspace: Path) -> None:
     assert [row[table["columns"].index("label")] for row in table["data"]] == [row[1] for row in built.TRIALS]
 
 
+def test_an_accuracy_budget_is_logged_with_its_trace(workspace: Path) -> None:
+    key = track.content_key(built.config())
+    built.write_accuracy_aware(workspace)
+    assert track.content_key(built.config()) != key
+    track.main(built.config())
+    (run,) = runs(workspace)
+    expected = {"holds": 1, "reverted_layers": 1, "models_tried": 3, "drop.exact_match": 0.008, "limit.exact_match": 0.01}
+    expected |= {"held_out_drop.exact_match": 0.012, "latency_ms": 4.0, "speed_up.int8": 0.96}
+    assert {name: run.data.metrics[f"accuracy_aware/{name}"] for name in expected} == pytest.approx(expected)
+    assert history(workspace, run, "accuracy_aware.steps/reverted_layers") == {0: 0, 1: 1, 2: 2}
+    assert history(workspace, run, "accuracy_aware.steps/drop.exact_match") == {0: 0.03, 1: 0.008}  # the last was given up early
+    folder = Path(run.info.artifact_uri.removeprefix("file://"))
+    table = json.loads((folder / "reverted_layers.json").read_text())
+    assert table["data"] == [["/backbone/conv_0/Conv", "Convolution", 0, 1]]
+    assert [row["why"] for row in json.loads((folder / "accuracy_aware/trace.json").read_text())] == [row[-1] for row in built.STEPS]
+    assert (folder / "models/accuracy_aware/model.bin").read_text() == "budget bin"
+    assert (folder / "plots/accuracy_budget.png").stat().st_size > 5000
+
+
 def history(folder: Path, run: Any, metric: str) -> dict[int, float]:
     from mlflow.tracking import MlflowClient
 

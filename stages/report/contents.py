@@ -17,7 +17,8 @@ from stages import artifacts, targets
 from stages.collected import corrected_by, statistics_collected, tuned_from
 from stages.config import completed
 from stages.reasons import Group, by_reason, left_biases, left_float, which
-from stages.report import tuning
+from stages.report import budget, tuning
+from stages.report.budget import BudgetSection
 from stages.report.tradeoff import Picture, Point, picture
 from stages.report.tuning import Tuning
 from stages.schema import MISSING, Config
@@ -128,6 +129,7 @@ class Report:
     precision: str
     rounds: int | None
     picture: Picture | None
+    budget: BudgetSection | None
     tuning: Tuning | None
     noise: tuple[Bar, ...]
     noise_total: int
@@ -177,6 +179,7 @@ def contents(config: Config, key: str) -> Report:
     noise = sorted((row for row in rows if row["sqnr_db"] is not None), key=lambda row: row["sqnr_db"])
     kept = by_reason(left_float(rows))
     confidence = f"{100 * evaluation['confidence']:g} %"
+    kept_budget = budget.section()
     tuned = tuning.tuning(evaluation["precisions"]["default"])
     return Report(
         model=config.model.name,
@@ -186,7 +189,7 @@ def contents(config: Config, key: str) -> Report:
         verdict=_verdict(config, evaluation, speed),
         warnings=tuple(_warnings(samples)),
         figures=tuple(_figures(config, evaluation, speed)),
-        columns=(*model_names(evaluation["precisions"]).values(), *([tuning.NAME] if tuned else [])),
+        columns=(*model_names(evaluation["precisions"]).values(), *_searched_names(kept_budget, tuned)),
         results=tuple(_results(config, evaluation, speed)),
         calibration=min(count, config.quantization.stat_subset_size or count),
         validation=samples["validation"]["count"],
@@ -194,6 +197,7 @@ def contents(config: Config, key: str) -> Report:
         precision=evaluation["precisions"]["default"],
         rounds=speed.get("rounds"),
         picture=_picture(config, evaluation, speed),
+        budget=kept_budget,
         tuning=tuned,
         noise=tuple(_noise(noise)),
         noise_total=len(noise),
@@ -212,13 +216,25 @@ def contents(config: Config, key: str) -> Report:
         total_seconds=number(sum(record["seconds"] for record in records.values())),
         settings=tuple(_settings(config)),
         commit=_commit(),
-        identities=tuple(_identities(model, samples, tuned)),
+        identities=tuple(_identities(model, samples, kept_budget, tuned)),
         versions=tuple(_versions(evaluation)),
         params=_params(),
         config=yaml.safe_dump(_told(config), sort_keys=False, allow_unicode=True, width=120),
         key=key,
-        deployable=str(tuned.model if tuned and tuned.within else artifacts.folder("correct_bias") / "model.xml"),
+        deployable=str(_deployable(kept_budget, tuned)),
     )
+
+
+def _searched_names(kept_budget: BudgetSection | None, tuned: Tuning | None) -> list[str]:
+    """The columns of the models that searches found."""
+    return [*([kept_budget.column] if kept_budget else []), *([tuning.NAME] if tuned else [])]
+
+
+def _deployable(kept_budget: BudgetSection | None, tuned: Tuning | None) -> Path:
+    """The model of the last stage whose budget holds."""
+    if tuned and tuned.within:
+        return tuned.model
+    return kept_budget.model if kept_budget and kept_budget.holds else artifacts.folder("correct_bias") / "model.xml"
 
 
 # ------------------------------------------------------------------------------------------------ the result
@@ -305,10 +321,10 @@ def _results(config: Config, evaluation: Mapping[str, Any], speed: Mapping[str, 
     default, size = evaluation["precisions"]["default"], evaluation["size_bytes"]
     models = list(model_names(evaluation["precisions"]))
     confidence = f"{100 * evaluation['confidence']:g} %"
-    tuned = tuning.cells(evaluation)
+    searched = [found for found in (budget.cells(evaluation), tuning.cells(evaluation)) if found]
 
     def row(name: str, meaning: str, cells: Sequence[str], remark: str) -> Row:
-        return Row(name, meaning, (*cells, *([tuned.get(name, "–")] if tuned else [])), remark)
+        return Row(name, meaning, (*cells, *(found.get(name, "–") for found in searched)), remark)
 
     for name, metric in evaluation["metrics"].items():
         remark = f"drop {_points(metric, metric['drop'])}"
@@ -354,7 +370,9 @@ def _picture(config: Config, evaluation: Mapping[str, Any], speed: Mapping[str, 
             interval = (low, high)
         text = f"{metric_value(metric, value)}, {number(time['median'])} ms"
         points.append(Point(label, model, time["median"], factor * value, text, (time["low"], time["high"]), interval))
-    named, trials = tuning.points(metric, speed["latency_ms"]["default"]["median"])
+    default_ms = speed["latency_ms"]["default"]["median"]
+    points += budget.points(name, metric, default_ms)
+    named, trials = tuning.points(metric, default_ms)
     points += [point for point in named if point.kind not in {known.kind for known in points}]
     return picture(points, trials, name, "%" if metric["share"] else "", higher_is_better=metric["higher_is_better"])
 
@@ -504,7 +522,9 @@ def _params() -> str:
     return path.read_text(encoding="utf-8") if path.exists() else ""
 
 
-def _identities(model: Mapping[str, Any], samples: Mapping[str, Any], tuned: Tuning | None) -> Iterator[tuple[str, str]]:
+def _identities(
+    model: Mapping[str, Any], samples: Mapping[str, Any], kept_budget: BudgetSection | None, tuned: Tuning | None
+) -> Iterator[tuple[str, str]]:
     if "source" in model:
         yield "FP32 model", model["source"]
     yield "FP32 model, SHA-256", model["sha256"]
@@ -513,6 +533,8 @@ def _identities(model: Mapping[str, Any], samples: Mapping[str, Any], tuned: Tun
     for suffix in ("xml", "bin"):
         path = artifacts.folder("correct_bias") / f"model.{suffix}"
         yield f"INT8 model.{suffix}, SHA-256", artifacts.file_sha256(path)
+        if kept_budget:
+            yield f"{kept_budget.column} model.{suffix}, SHA-256", artifacts.file_sha256(kept_budget.model.with_suffix(f".{suffix}"))
         if tuned:
             yield f"{tuning.NAME} model.{suffix}, SHA-256", artifacts.file_sha256(tuned.model.with_suffix(f".{suffix}"))
 

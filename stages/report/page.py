@@ -18,7 +18,7 @@ REPORT = artifacts.BUILD / "report.html"
 HERE = Path(__file__).parent
 OWN = (
     *sorted(HERE.glob("*.*")),
-    *(HERE.parent / f"{name}.py" for name in ("reasons", "tuning_outcome", "units")),
+    *(HERE.parent / f"{name}.py" for name in ("accuracy_budget", "reasons", "tuning_outcome", "units")),
 )  # what writes the report
 HEAD = 400  # characters at the beginning of the page that hold its fingerprint
 
