@@ -13,6 +13,7 @@ import re
 import shutil
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import chdir, contextmanager, suppress
@@ -31,6 +32,8 @@ LEFT_OUT = {"build", "dvc_plots", "mlartifacts", "mlruns", "multirun", "outputs"
 HIDDEN = (".dvcignore",)
 SHARED = (".baseline", ".journal", ".models")  # of build/: caches and journals that may be used by many at once
 LARGEST_COPY = 1_000_000  # bytes; larger files are linked
+SWEEP = "SWEEP_PROCESS"  # in the environment of jobs: the number of the sweep's process
+_ORPHAN_CHECK_SECONDS = 0.5
 
 
 @dataclass(frozen=True)
@@ -263,6 +266,7 @@ def task(_: object) -> None:
     """What Hydra calls for each job, here or in another process; its own configuration is not needed."""
     from hydra.core.hydra_config import HydraConfig
 
+    _die_with_the_sweep()
     hydra = HydraConfig.get()
     run(Path(hydra.sweep.dir), hydra.job.num)
 
@@ -297,7 +301,7 @@ def _repro(sweep: Path, job: Job, stages: list[str]) -> str | None:
 
 
 def _dvc(sweep: Path, job: Job, arguments: Sequence[str], log: Any, stages: list[str]) -> str | None:
-    last = error = ""
+    last = error = defect = ""
     command = [sys.executable, "-m", "dvc", *arguments]
     with subprocess.Popen(
         command,
@@ -319,13 +323,15 @@ def _dvc(sweep: Path, job: Job, arguments: Sequence[str], log: Any, stages: list
                     print(f"{job.number} {job.label}: {match[1]}", flush=True)
                 if re.match(r"\w+: error: ", line):
                     error = line.strip()
+                if re.match(r"[\w.]+(Error|Exception)\b", line):  # the last line of a traceback
+                    defect = f"{stages[-1] if stages else 'dvc'}: {line.strip()}"
                 last = line.strip() or last
         except BaseException:
             process.terminate()
             raise
     if process.returncode == 0:
         return None
-    return error or last or f"dvc {' '.join(arguments)} failed with exit code {process.returncode}"
+    return error or defect or last or f"dvc {' '.join(arguments)} failed with exit code {process.returncode}"
 
 
 def _environment(job: Job) -> dict[str, str]:
@@ -345,6 +351,24 @@ def _log(sweep: Path, job: Job) -> track.Run | None:
             return None
         run, _ = track.log(config, job.tracking_uri or track.tracking_uri(config), job.run_name)
     return run
+
+
+def _die_with_the_sweep() -> None:
+    """End this process soon after the sweep that is its parent has been killed; joblib's would go on for minutes.
+
+    DVC below it then ends with the first word that nobody reads. Jobs that another process has started, such as submitit's, are
+    none of our business.
+    """
+    sweep = int(os.environ.get(SWEEP, 0))
+    if os.getppid() != sweep or any(thread.name == SWEEP for thread in threading.enumerate()):
+        return
+
+    def watch() -> None:
+        while os.getppid() == sweep:
+            time.sleep(_ORPHAN_CHECK_SECONDS)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True, name=SWEEP).start()
 
 
 @contextmanager

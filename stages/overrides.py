@@ -59,9 +59,16 @@ def combinations(overrides: Sequence[str]) -> list[Combination]:
     varying = [place for place in range(len(jobs[0])) if len({each[place] for each in jobs}) > 1]
     short = _shortest([jobs[0][place].partition("=")[0].lstrip("+") for place in varying])
     return [
-        Combination(tuple(each), tuple(f"{name}={each[place].partition('=')[2]}" for name, place in zip(short, varying, strict=True)))
+        Combination(
+            tuple(each), tuple(f"{name}={_as_yaml(each[place].partition('=')[2])}" for name, place in zip(short, varying, strict=True))
+        )
         for each in jobs
     ]
+
+
+def _as_yaml(value: str) -> str:
+    """A value of Hydra's as one writes it: `true`, where Hydra says `True`."""
+    return {"True": "true", "False": "false", "None": "null"}.get(value, value)
 
 
 def _shortest(keys: Sequence[str]) -> list[str]:

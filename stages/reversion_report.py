@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from stages import reports
 from stages.quantization.graph import read_graph
 from stages.schema import Config
 from stages.search.budget import Budget, Goal, Parts, drop_interval
@@ -16,7 +17,7 @@ from stages.search.reversion import Reversion, State, Step
 def result_json(
     config: Config, problem: Problem, budget: Budget, parts: Parts, search: Reversion, best: State, rows: Rows
 ) -> dict[str, Any]:
-    """Content of result.json.
+    """Content of result.json; `metrics` are on the search's samples, `judged` on all, in the words of evaluation.json.
 
     rows: of the chosen model on all validation samples.
     """
@@ -37,6 +38,7 @@ def result_json(
         "shortfall": "" if best.holds else "; ".join([*short, search.stopped or "nothing better was found"]),
         "stopped": search.stopped,
         "metrics": metrics,
+        "judged": reports.judge({"fp32": dict(problem.fp32), "int8": dict(rows)}, problem.metrics, config),
         "before": first.drops,
         "values": {name: rounded(metric.value(rows[name])) for name, metric in problem.metrics.items()},  # on all samples
         "confidence": config.evaluate.confidence,

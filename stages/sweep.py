@@ -22,6 +22,7 @@ import argparse
 import dataclasses
 import hashlib
 import json
+import os
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -37,8 +38,9 @@ from stages.overrides import Combination, combinations, edited
 from stages.report import comparison
 from stages.schema import Config
 from stages.stage import quiet_libraries
+from stages.units import plural
 from stages.validation import checked
-from stages.variants import table, variant
+from stages.variants import table, variants
 
 SWEEPS = Path("multirun")
 BASIC = ("hydra._internal.core_plugins.basic_sweeper.BasicSweeper", "hydra._internal.core_plugins.basic_launcher.BasicLauncher")
@@ -75,19 +77,22 @@ def sweep(overrides: Sequence[str]) -> int:
     parallel = _runs_in_parallel(hydra)
     wanted = combinations(own)
     place = _new_folder()
-    print(f"sweep: {len(wanted)} jobs, in {place}", flush=True)
+    print(f"sweep: {plural(len(wanted), 'job')} in {place}/, and what they say in {place}/*.log", flush=True)
     jobs = prepare(place, wanted, parallel=parallel)
     interrupted = _launch(place, own, hydra)
 
-    variants = [variant(place, entry) for entry in jobs]
-    text = table(variants, place, parallel=parallel)
+    models = [model for entry in jobs for model in variants(place, entry)]
+    text = table(models, place, parallel=parallel)
     print(f"\n{text}")
-    succeeded = [each for each in variants if each.error is None]
-    print(f"{len(succeeded)} of {len(variants)} jobs succeeded, {time.perf_counter() - started:.0f} seconds")
+    succeeded = list(dict.fromkeys(model.number for model in models if model.error is None))
+    print(f"{len(succeeded)} of {len(jobs)} jobs succeeded, {time.perf_counter() - started:.0f} seconds")
     if succeeded:
-        _publish(place, own, jobs, text, comparison.page(own, variants, parallel=parallel))
-        print(f"adopt one: python -m stages.promote {job.folder_of(place, succeeded[0].number)}")
-    return 130 if interrupted else int(len(succeeded) < len(variants))
+        _publish(place, own, jobs, text, comparison.page(own, models, parallel=parallel))
+        print(f"adopt one: python -m stages.promote {job.folder_of(place, succeeded[0])}")
+    if interrupted:
+        print("interrupted: the same command goes on, because what is done comes from the cache")
+        return 130
+    return int(len(succeeded) < len(jobs))
 
 
 # ------------------------------------------------------------------------------------------------ before
@@ -212,6 +217,7 @@ def _launch(place: Path, own: Sequence[str], overrides: Sequence[str]) -> bool:
     """Let Hydra run the jobs; whether it was interrupted. What becomes of each is in its result."""
     import hydra
 
+    os.environ[job.SWEEP] = str(os.getpid())
     sys.argv = ["stages.sweep", "--multirun", *own, *overrides, *QUIET, f"hydra.sweep.dir='{place.resolve()}'"]
     try:
         hydra.main(version_base="1.3", config_path=str(CONF.resolve()), config_name="config")(job.task)()

@@ -1,8 +1,9 @@
-"""What became of a sweep's jobs: their results read from their folders, and the table at the end of a sweep."""
+"""What became of a sweep's jobs: their models, read from their folders, and the table at the end of a sweep."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,30 +17,38 @@ from stages.units import difference, metric_value, number
 
 Table = Sequence[Mapping[str, Any]]
 
+INT8 = "int8"
+SEARCHES = {"accuracy_aware": "accuracy-aware", "tune": "tuned"}  # what the models of these stages are called
+
 
 @dataclass(frozen=True)
 class Variant:
-    """A job's result; where it failed, only why.
+    """A model that a job made: the quantized one, or what a search made of it; where the job failed, only why.
 
     Attributes:
         number: The job's.
         label: What sets it apart from the others.
         error: None, or one line.
-        seconds: Wall time of the job.
+        seconds: Wall time of the job; None for what it made after its first model.
         config: Content of config.yaml.
-        evaluation: Content of evaluation.json.
-        speed: Content of latency.json; empty without a benchmark.
-        layers: Content of layers.json.
+        evaluation: Content of evaluation.json, for this model.
+        speed: Of latency.json: `latency_ms` and `speed_up`, and `throughput` where it was measured, of this model as `int8`;
+            empty without a benchmark.
+        layers: Content of layers.json, for this model.
+        kind: The stage's name for what a search made, else `int8`.
+        warning: What a search did not achieve; empty where there is nothing to say.
     """
 
     number: int
     label: str
     error: str | None
-    seconds: float
+    seconds: float | None
     config: Mapping[str, Any] = field(default_factory=dict)
     evaluation: Mapping[str, Any] = field(default_factory=dict)
     speed: Mapping[str, Any] = field(default_factory=dict)
     layers: Table = ()
+    kind: str = INT8
+    warning: str = ""
 
     @property
     def primary(self) -> str:
@@ -52,26 +61,78 @@ class Variant:
         return len({entry.name for entry in left_float(self.layers)})
 
 
-def variant(sweep: Path, entry: job.Job) -> Variant:
-    """The result of a job that has ended."""
+def variants(sweep: Path, entry: job.Job) -> list[Variant]:
+    """The models of a job that has ended, the quantized one first; one without a model where it failed."""
     result, build = job.result_of(sweep, entry.number), job.folder_of(sweep, entry.number) / artifacts.BUILD
     known = Variant(entry.number, entry.label, result.error, result.seconds)
     if result.error is not None:
-        return known
+        return [known]
     try:
         tables = {name: artifacts.read_json(build / "evaluate" / f"{name}.json") for name in ("evaluation", "latency", "layers")}
         config = yaml.safe_load((build / "config.yaml").read_text(encoding="utf-8"))
+        known = dataclasses.replace(known, config=config, evaluation=tables["evaluation"], speed=tables["latency"], layers=tables["layers"])
+        return [known, *_searched(build, known)]
     except (OSError, UserError) as error:
-        return Variant(entry.number, entry.label, f"its results cannot be read: {error}", result.seconds)
-    return Variant(entry.number, entry.label, None, result.seconds, config, tables["evaluation"], tables["latency"], tables["layers"])
+        return [Variant(entry.number, entry.label, f"its results cannot be read: {error}", result.seconds)]
+
+
+def _searched(build: Path, quantized: Variant) -> Iterator[Variant]:
+    """What the searches made of the quantized model."""
+    for stage, name in SEARCHES.items():
+        folder = build / stage
+        result = artifacts.read_json(folder / "result.json")
+        if not result["enabled"]:
+            continue
+        found = result["best"] if stage == "tune" else result
+        kept = found["within_budget"] if stage == "tune" else found["holds"]
+        measured = artifacts.read_json(folder / "latency.json") if (folder / "latency.json").exists() else {}
+        size = sum((folder / file).stat().st_size for file in ("model.xml", "model.bin"))
+        yield dataclasses.replace(
+            quantized,
+            label=f"{quantized.label}, {name}",
+            seconds=None,
+            evaluation={
+                **quantized.evaluation,
+                "metrics": found["metrics" if stage == "tune" else "judged"],
+                "size_bytes": {**quantized.evaluation["size_bytes"], INT8: size},
+            },
+            speed=_speed(measured, "best" if stage == "tune" else stage, quantized.speed),
+            layers=_layers(folder, quantized.layers),
+            kind=stage,
+            warning="" if kept else f"the accuracy budget of {stage} is NOT KEPT",
+        )
+
+
+def _speed(measured: Mapping[str, Any], model: str, quantized: Mapping[str, Any]) -> dict[str, Any]:
+    """A search's latency.json in the words of evaluate's.
+
+    What was timed only beside FP32 in the default precision is related to f32 by what evaluate measured of the two.
+    """
+    if not measured:
+        return {}
+    ratios = {name: ratio for name, ratio in measured["speed_up"].items() if name in ("fp32", "default")}
+    if "fp32" not in ratios and quantized:
+        scale = quantized["speed_up"]["fp32"]["median"] / quantized["speed_up"]["default"]["median"]
+        ratios["fp32"] = {side: scale * value for side, value in ratios["default"].items()}
+    return {"latency_ms": {INT8: measured["latency_ms"][model]}, "speed_up": ratios}
+
+
+def _layers(folder: Path, quantized: Table) -> Table:
+    """The per-layer table of a search's model; noise and run time were measured of the quantized one only."""
+    from stages.quantization.layer_table import layer_table
+
+    order = dict.fromkeys(row["layer"].removesuffix(f":{row['port']}").partition(" < ")[0] for row in quantized)
+    quantizers, corrections = (artifacts.read_json(folder / f"{name}.json") for name in ("quantizers", "corrections"))
+    return layer_table(quantizers, corrections, {}, [], order)
 
 
 def table(variants: Sequence[Variant], sweep: Path, *, parallel: bool) -> str:
-    """One line per job: primary metric, drop, latency, speed-up, size, what stayed float; those that failed say why."""
+    """One line per model: primary metric, drop, latency, speed-up, size, what stayed float; those that failed say why."""
     done = [each for each in variants if each.error is None]
     rows = [["", "job", "metric", "FP32", "INT8", "drop", "latency", "against f32", "against default", "size", "left float", "time"]]
-    rows += [[str(each.number), each.label, *_cells(each), f"{each.seconds:.0f} s"] for each in done]
+    rows += [[str(each.number), each.label, *_cells(each), "" if each.seconds is None else f"{each.seconds:.0f} s"] for each in done]
     lines = aligned(rows) if done else []
+    lines += [f"{each.number}  {each.label}: {each.warning}" for each in done if each.warning]
     for each in variants:
         if each.error is not None:
             lines.append(f"{each.number}  {each.label}: FAILED, {each.error}")

@@ -20,7 +20,7 @@ model: {name: net, path: ../files/net.xml} # stays where it is
 data: {name: own, calibration: {path: data/samples.npz}, calibration_size: 24}
 evaluate: {noise_samples: 2, benchmark: {seconds: 0.3}}
 """
-WORK = ("prepare", "collect_statistics", "quantize", "correct_bias", "evaluate")
+WORK = ("prepare", "collect_statistics", "quantize", "correct_bias", "evaluate", "accuracy_aware", "tune")
 
 
 def sweep_project(folder: Path, keys: str = PARAMS) -> Project:

@@ -3,28 +3,18 @@
 from __future__ import annotations
 
 import html
-import os
 import re
-import shutil
-import signal
-import socket
 import subprocess
-import sys
-import time
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import pytest
 
 from stages import track
 from tests import built
+from tests.browser import needs_chromium
+from tests.mlflow_server import mlflow_ui
 
-pytestmark = [
-    pytest.mark.browser,
-    pytest.mark.skipif(not shutil.which("chromium"), reason="no chromium: `apt-get install chromium` makes these tests run"),
-]
+pytestmark = needs_chromium
 # A fresh profile that calls nobody: the tests must not depend on a network.
 FLAGS = (
     "--headless",
@@ -53,51 +43,8 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         for preset, drop, milliseconds in (("performance", 0.08, 4.0), ("mixed", 0.012, 4.4)):
             built.write_build(folder, built.config(preset), drop, milliseconds)
             track.main(built.config(preset))
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        address = f"http://127.0.0.1:{free.getsockname()[1]}"
-    command = [
-        sys.executable,
-        "-m",
-        "mlflow",
-        "ui",
-        "--backend-store-uri",
-        "sqlite:///mlflow.db",
-        "--port",
-        address.rpartition(":")[2],
-        "--workers",
-        "1",
-    ]
-    with (
-        open(folder / "server.log", "w") as log,
-        subprocess.Popen(command, cwd=folder, stdout=log, stderr=log, start_new_session=True) as process,
-    ):
-        try:
-            wait_for(address, process, folder / "server.log")
-            yield address
-        finally:
-            stop(process)
-
-
-def wait_for(address: str, process: subprocess.Popen[bytes], log: Path) -> None:
-    """Return when the server answers."""
-    end = time.monotonic() + 120
-    while time.monotonic() < end and process.poll() is None:
-        try:
-            with urllib.request.urlopen(f"{address}/health", timeout=5):
-                return
-        except (urllib.error.URLError, OSError):
-            time.sleep(0.5)
-    pytest.fail(f"mlflow ui did not start:\n{log.read_text()}")
-
-
-def stop(process: subprocess.Popen[bytes]) -> None:
-    """End the server and the workers that it started, which form a session of their own."""
-    os.killpg(process.pid, signal.SIGTERM)
-    try:
-        process.wait(20)
-    except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)
+    with mlflow_ui(folder) as address:
+        yield address
 
 
 @pytest.fixture(scope="module")

@@ -17,13 +17,6 @@ from tests.project import Outcome, Project
 from tests.sweeping import PARAMS, WORK, latest, stages_run, sweep, sweep_project
 
 
-@pytest.fixture(scope="module")
-def swept(tmp_path_factory: pytest.TempPathFactory) -> tuple[Project, Outcome]:
-    """A sweep of three presets, one of which does not exist."""
-    project = sweep_project(tmp_path_factory.mktemp("swept"))
-    return project, sweep(project, "quantization.preset=performance,fast,mixed")
-
-
 def rows(project: Project, query: str) -> list[tuple[str, ...]]:
     with sqlite3.connect(project.root / "mlflow.db") as database:
         return database.execute(query).fetchall()
@@ -132,14 +125,28 @@ def test_parallel_jobs_share_what_they_have_in_common(tmp_path: Path, launcher: 
     assert outcome.code == 1, outcome.output
     assert "2 of 3 jobs succeeded" in outcome.output
     ran = [line.split()[1] for line in stages_run(project)]
-    assert {stage: ran.count(stage) for stage in WORK} == {
-        "prepare": 1,
-        "collect_statistics": 1,
-        "quantize": 2,
-        "correct_bias": 2,
-        "evaluate": 2,
-    }
+    assert {stage: ran.count(stage) for stage in WORK} == {**dict.fromkeys(WORK, 2), "prepare": 1, "collect_statistics": 1}
     assert len(rows(project, "SELECT run_uuid FROM runs WHERE status = 'FINISHED'")) == 3
+
+
+@pytest.mark.slow
+def test_groups_keys_and_searches_at_once(tmp_path: Path) -> None:
+    """Every combination of an option and a switch; what a search made has a row of its own."""
+    project = sweep_project(tmp_path, PARAMS + "accuracy_aware: {maximal_drop: 0.05, on_failure: keep}\ntarget_device: {name: ANY}\n")
+    outcome = sweep(project, "target_device=any,cpu", "accuracy_aware.enabled=false,true", "evaluate.benchmark.seconds=0.3")
+    assert outcome.code == 0, outcome.output
+    assert "note: target_device.name: 'ANY' of params.yaml gives way to 'CPU' of the chosen option" in outcome.output
+    lines = outcome.output.splitlines()
+    for number, label in enumerate(f"target_device={device} enabled={on}" for device in ("any", "cpu") for on in ("false", "true")):
+        rows = [line for line in lines if line.startswith(f"{number}  {label}") and " MB " in line]
+        assert len(rows) == (2 if label.endswith("true") else 1)
+        build = latest(project) / str(number) / "build"
+        if label.endswith("true"):
+            result = json.loads((build / "accuracy_aware" / "result.json").read_text())
+            accuracy = result["judged"]["accuracy"]
+            assert result["reverted"] and accuracy["drop"] < 0.2 and f"{100 * accuracy['int8']:.2f} %" in rows[1]
+            assert int(rows[1].split()[-1]) > int(rows[0].split()[-3])  # left float
+    assert [line.split()[1] for line in stages_run(project)].count("prepare") == 1
 
 
 # ------------------------------------------------------------------------------------------------ parts
@@ -160,6 +167,7 @@ def test_jobs_are_named_by_what_differs() -> None:
     pairs = combinations(["quantization.weights.bits=8,4", "quantization.activations.bits=8,4"])
     assert [pair.differences for pair in pairs][1] == ("weights.bits=8", "activations.bits=4")
     assert combinations([]) == [Combination((), ())]
+    assert combinations(["seed=1,null", "evaluate.benchmark.enabled=true,false"])[3].differences == ("seed=null", "enabled=false")
     names = {combination.overrides[0] for combination in combinations(["target_device=glob(*)"])}
     assert names == {f"target_device={name}" for name in ("any", "cpu", "cpu_spr", "gna", "gpu", "npu", "template")}
 
@@ -240,6 +248,16 @@ def test_a_copy_has_its_own_code_and_finds_the_users_files(original: Path) -> No
     assert "analytics = false" in (copy / ".dvc" / "config").read_text()
     (copy / "build" / ".journal" / "found").write_text("")
     assert (original / "build" / ".journal" / "found").exists()
+
+
+def test_a_defect_is_told_by_its_own_last_words(tmp_path: Path) -> None:
+    """Not by DVC's, which say no more than that a stage failed."""
+    (tmp_path / "0").mkdir()
+    stage = "import sys; sys.exit(\"Running stage 'tune':\\nTraceback ...\\nKeyError: 3\\nERROR: failed to reproduce\")"
+    (tmp_path / "0" / "dvc.py").write_text(stage)  # stands for DVC
+    job.write(tmp_path, job.Job(0, (), ()))
+    job.run(tmp_path, 0)
+    assert job.result_of(tmp_path, 0).error == "tune: KeyError: 3"
 
 
 def test_a_job_that_was_killed_says_so(tmp_path: Path) -> None:

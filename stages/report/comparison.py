@@ -9,10 +9,10 @@ from typing import Any
 from stages.report.page import environment
 from stages.report.tradeoff import Picture, Point, picture
 from stages.units import difference, metric_value, model_names, number
-from stages.variants import Variant, factor
+from stages.variants import INT8, SEARCHES, Variant, factor
 
 MOST_LAYERS = 400  # of those that are alike in all jobs
-KINDS = ("int8", "default", "tune", "accuracy_aware", "trial")  # colours of the points
+LONGEST_LABEL = 28  # characters of a label in the picture; where the table has a longer one, the job's number stands for it
 
 
 @dataclass(frozen=True)
@@ -40,8 +40,9 @@ class Comparison:
 
     overrides: str
     subject: str
-    names: tuple[str, ...]
+    names: tuple[str, ...]  # of the models, with the numbers of their jobs
     failed: tuple[tuple[str, str], ...]
+    warnings: tuple[str, ...]
     results: tuple[Row, ...]
     picture: Picture | None
     different: tuple[Layer, ...]
@@ -67,8 +68,9 @@ def compared(overrides: Sequence[str], variants: Sequence[Variant], *, parallel:
     return Comparison(
         overrides=" ".join(overrides),
         subject=", ".join(subjects),
-        names=tuple(each.label for each in done),
+        names=tuple(f"{each.number} {each.label}" for each in done),
         failed=tuple((each.label, each.error) for each in variants if each.error is not None),
+        warnings=tuple(f"{each.label}: {each.warning}" for each in done if each.warning),
         results=tuple(_results(done)),
         picture=_picture(done),
         different=tuple(different),
@@ -103,37 +105,33 @@ def _results(done: Sequence[Variant]) -> Iterator[Row]:
             tuple(_drop(metric) if metric else "–" for metric in metrics),
             note="FP32 minus INT8" if higher else "INT8 minus FP32",
         )
-    if all(each.speed for each in done):
-        yield _row(
-            "faster than FP32 in f32",
-            done,
-            lambda each: each.speed["speed_up"]["fp32"]["median"],
-            lambda value: f"{value:.2f}x",
-            higher=True,
-        )
+    if any(each.speed for each in done):
+        yield _faster(done, "fp32", "f32")
         if all(each.evaluation["precisions"]["default"] != "f32" for each in done):
-            precisions = " or ".join(dict.fromkeys(each.evaluation["precisions"]["default"] for each in done))
-            cells = tuple(factor(each.speed["speed_up"]["default"]) for each in done)
-            values = [each.speed["speed_up"]["default"]["median"] for each in done]
-            yield Row(
-                f"faster than FP32 in {precisions}",
-                cells,
-                _best(values, higher=True),
-                "this device's default; in brackets: no clear difference",
-            )
-        yield _row(
-            "latency", done, lambda each: each.speed["latency_ms"]["int8"]["median"], lambda value: f"{number(value)} ms", higher=False
-        )
-        yield _row("throughput", done, lambda each: each.speed["throughput"]["int8"], lambda value: f"{number(value)} /s", higher=True)
-    yield _row("size", done, lambda each: each.evaluation["size_bytes"]["int8"] / 1e6, lambda value: f"{value:.2f} MB", higher=False)
-    yield _row("operations left in floating point", done, lambda each: float(each.left_float), lambda value: f"{value:.0f}", higher=None)
+            precisions = dict.fromkeys(each.evaluation["precisions"]["default"] for each in done)
+            yield _faster(done, "default", " or ".join(precisions), "this device's default; in brackets: no clear difference")
+        yield _row("latency", [_latency(each) for each in done], lambda value: f"{number(value)} ms", higher=False)
+        rates = [each.speed["throughput"][INT8] if "throughput" in each.speed else None for each in done]
+        yield _row("throughput", rates, lambda value: f"{number(value)} /s", higher=True)
+    sizes = [each.evaluation["size_bytes"][INT8] / 1e6 for each in done]
+    yield _row("size", sizes, lambda value: f"{value:.2f} MB", higher=False)
+    kept = tuple(str(each.left_float) for each in done)
+    yield Row("operations left in floating point", kept)
 
 
-def _row(
-    name: str, done: Sequence[Variant], value: Callable[[Variant], float], text: Callable[[float], str], *, higher: bool | None
-) -> Row:
-    values = [value(each) for each in done]
-    return Row(name, tuple(text(each) for each in values), _best(values, higher=higher) if higher is not None else frozenset())
+def _row(name: str, values: Sequence[float | None], text: Callable[[float], str], *, higher: bool) -> Row:
+    return Row(name, tuple("–" if value is None else text(value) for value in values), _best(values, higher=higher))
+
+
+def _faster(done: Sequence[Variant], model: str, precision: str, note: str = "") -> Row:
+    ratios = [each.speed["speed_up"][model] if each.speed else None for each in done]
+    cells = tuple("–" if ratio is None else factor(ratio) for ratio in ratios)
+    best = _best([ratio and ratio["median"] for ratio in ratios], higher=True)
+    return Row(f"faster than FP32 in {precision}", cells, frozenset(place for place in best if not cells[place].startswith("(")), note)
+
+
+def _latency(each: Variant) -> float | None:
+    return each.speed["latency_ms"][INT8]["median"] if each.speed else None
 
 
 def _best(values: Sequence[float | None], *, higher: bool) -> frozenset[int]:
@@ -152,9 +150,17 @@ def _drop(metric: Mapping[str, Any]) -> str:
     return f"{text} [{difference(metric, metric['drop_low'])}, {difference(metric, metric['drop_high'])}]"
 
 
+def _short(each: Variant) -> str:
+    """What a point of the picture is called: `preset=mixed`, or `job 3, tuned`."""
+    if len(each.label) <= LONGEST_LABEL:
+        return each.label
+    return f"job {each.number}" + (f", {SEARCHES[each.kind]}" if each.kind in SEARCHES else "")
+
+
 def _picture(done: Sequence[Variant]) -> Picture | None:
     """The primary metric against the time of an inference, in percent of FP32's in f32, which each job has measured beside its own."""
-    if not all(each.speed for each in done) or len({each.primary for each in done}) > 1:
+    done = [each for each in done if each.speed]
+    if not done or len({each.primary for each in done}) > 1:
         return None
     name = done[0].primary
     metric = done[0].evaluation["metrics"][name]
@@ -163,7 +169,7 @@ def _picture(done: Sequence[Variant]) -> Picture | None:
     if (default := model_names(done[0].evaluation["precisions"]).get("default")) is not None:
         shares = sorted(100 * each.speed["speed_up"]["default"]["median"] / each.speed["speed_up"]["fp32"]["median"] for each in done)
         points.append(Point(default, "fp32", shares[len(shares) // 2], scale * metric["default"], metric_value(metric, metric["default"])))
-    for place, each in enumerate(done):
+    for each in done:
         metric, ratio = each.evaluation["metrics"][name], each.speed["speed_up"]["fp32"]
         interval = None
         if metric["drop_low"] is not None:
@@ -171,7 +177,7 @@ def _picture(done: Sequence[Variant]) -> Picture | None:
             interval = (low, high)
         times = (100 / ratio["high"], 100 / ratio["low"])
         text = f"{metric_value(metric, metric['int8'])}, {ratio['median']:.2f}x"
-        points.append(Point(each.label, KINDS[place % len(KINDS)], 100 / ratio["median"], scale * metric["int8"], text, times, interval))
+        points.append(Point(_short(each), each.kind, 100 / ratio["median"], scale * metric["int8"], text, times, interval))
     return picture(points, [], name, "%" if metric["share"] else "", higher_is_better=metric["higher_is_better"])
 
 

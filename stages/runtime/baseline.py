@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import sys
@@ -29,13 +30,26 @@ Values = dict[str, dict[str, NDArray[np.float64]]]
 def evaluate(compiled: Mapping[str, ov.CompiledModel], samples: Iterable[Sample], metrics: Mapping[str, Metric], key: str) -> Values:
     """Like `engine.evaluate_metrics`, but runs only what is not remembered under `key`.
 
+    The jobs of a sweep share what is remembered: where one of them is about to find out, others wait for it.
+
     Args:
         compiled: Models by name: `fp32`, `int8`, and others whose values belong to the baseline.
         samples: Bound to the models.
         metrics: Bound to the models.
         key: Identity of everything that the baseline's values follow from.
     """
-    known = load(FOLDER / key / "values.npz", [name for name in compiled if name != CANDIDATE], list(metrics))
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    with open(FOLDER / f"{key}.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        known = load(FOLDER / key / "values.npz", [name for name in compiled if name != CANDIDATE], list(metrics))
+        if known.keys() != compiled.keys() - {CANDIDATE}:
+            return _evaluate(compiled, samples, metrics, key, known)
+    return _evaluate(compiled, samples, metrics, key, known)
+
+
+def _evaluate(
+    compiled: Mapping[str, ov.CompiledModel], samples: Iterable[Sample], metrics: Mapping[str, Metric], key: str, known: Values
+) -> Values:
     needed = {CANDIDATE} | (compiled.keys() - known.keys())
     if any(metric.uses_reference for metric in metrics.values()):
         needed.add("fp32")  # its outputs are what the candidate is compared with

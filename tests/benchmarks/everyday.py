@@ -1,0 +1,84 @@
+"""What a user waits for every day: the pipeline of the bundled example, a `dvc repro` with nothing to do, sweeps of presets.
+
+    python -m tests.benchmarks.everyday                                     # about three minutes
+    python -m tests.benchmarks.everyday --presets performance,mixed
+
+Everything runs in fresh copies of the project with caches of their own. Seconds are wall time, and CPU time (user and system)
+of all processes; on a machine with other work trust CPU time, and ratios more than either. A sweep's ratio is to one cold
+pipeline: presets differ in quantize and what follows, so statistics, the imported model and FP32's accuracy are shared.
+"""
+
+from __future__ import annotations
+
+import argparse
+import resource
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from statistics import median
+from typing import NamedTuple
+
+from stages import artifacts
+from tests.project import Outcome, copy_project
+from tests.sweeping import latest, sweep
+
+AGAIN = 5  # repeats of what takes a second
+
+
+class Cost(NamedTuple):
+    """Seconds of wall time, and of CPU time of all processes."""
+
+    wall: float
+    cpu: float
+
+    def __str__(self) -> str:
+        """`12.3 s (CPU 20.1 s)`."""
+        return f"{self.wall:6.1f} s (CPU {self.cpu:5.1f} s)"
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--presets", default="performance,mixed,accuracy", help="of the sweep")
+    arguments = parser.parse_args()
+    presets = arguments.presets.count(",") + 1
+    with tempfile.TemporaryDirectory() as folder:
+        alone, swept = (copy_project(Path(folder) / name) for name in ("alone", "swept"))
+        cold = cost(alone.repro)
+        print(f"cold pipeline:                     {cold}")
+        print(f"  by stage: {', '.join(_stages(alone.root))}", flush=True)
+        nothing = [cost(alone.repro) for _ in range(AGAIN)]
+        idle = Cost(median(each.wall for each in nothing), median(each.cpu for each in nothing))
+        print(f"`dvc repro` with nothing to do:    {idle}   median of {AGAIN}", flush=True)
+        override = f"quantization.preset={arguments.presets}"
+        first = cost(partial(sweep, swept, override))
+        ratio = f"{first.wall / cold.wall:.2f} (CPU {first.cpu / cold.cpu:.2f})"
+        print(f"sweep of {presets} presets:                {first}   {ratio} cold pipelines")
+        for number in range(presets):
+            print(f"  job {number} by stage: {', '.join(_stages(latest(swept) / str(number)))}")
+        again = cost(partial(sweep, swept, override))
+        print(f"the same sweep again:              {again}   {again.wall / presets:.1f} s per job")
+
+
+def cost(work: Callable[[], Outcome]) -> Cost:
+    """What `work`, which runs commands and has to succeed, costs."""
+    before, started = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
+    outcome = work()
+    seconds, after = time.perf_counter() - started, resource.getrusage(resource.RUSAGE_CHILDREN)
+    if outcome.code:
+        sys.exit(outcome.output)
+    return Cost(seconds, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
+
+
+def _stages(project: Path) -> Iterator[str]:
+    """`evaluate 12.1 (CPU 20.3)` for each stage, from its record: also of those that came from the cache."""
+    for path in sorted((project / artifacts.RECORDS).glob("*.json"), key=lambda path: path.stat().st_mtime):
+        record = artifacts.read_json(path)
+        yield f"{record['stage']} {record['seconds']:.1f} (CPU {record['cpu_seconds']:.1f})"
+
+
+if __name__ == "__main__":
+    main()
