@@ -20,7 +20,7 @@ from stages.quantization.layerwise import Record, tune_layers
 from stages.quantization.tuned import FILE, Tuned, load_tuned, save_tuned
 from stages.runtime.datasets import Sample
 from tests.quantization.quantizing import plan_of, statistics_of, tensor
-from tests.quantization.small import convolution, matmul, model, named, parameter, random
+from tests.quantization.small import constant, convolution, matmul, model, named, parameter, random
 
 SHAPE = (1, 4, 8, 8)
 # Channels alike, or rounding each weight to its nearest level would be best already.
@@ -143,3 +143,48 @@ def test_values_that_are_not_finite_name_layer_and_sample() -> None:
     arrays[1] = np.full(SHAPE, 3e38, np.float32)
     with pytest.raises(UserError, match="not finite at first for calibration sample 1"):
         tune_layers(chain(), statistics, plan, TUNING, [Sample({"x": array}) for array in arrays])
+
+
+# ----------------------------------------------------------------------------------------------------- kinds of models
+
+
+def test_inputs_of_changing_size() -> None:
+    x = parameter((-1, 4, -1, -1))
+    first = named(op.relu(convolution(x, random(6, 4, 3, 3) / 6, "first", random(6) + 1, auto_pad="same_upper")), "relu")
+    tested = model(convolution(first, random(5, 6, 1, 1), "second", random(5)), x)
+    arrays = [np.tile(sample, (1 + index % 2, 1, 1, 2))[:, :, : 3 + index % 4, : 5 + index % 7] for index, sample in enumerate(SAMPLES)]
+    found, record = tuned(tested, arrays)
+    assert [entry.name for entry in record.layers] == ["first", "second"] and found.layers
+    assert all(entry.reason or (entry.loss_after or 0) < (entry.loss_before or 0) for entry in record.layers)
+
+
+def test_weights_in_half_precision() -> None:
+    """As files have them, to be converted; and a model that computes in it."""
+    x = parameter(SHAPE)
+    weights, bias = constant(random(6, 4, 3, 3) / 6, "half", np.float16), constant(random(1, 6, 1, 1) + 1, "bias", np.float16)
+    layer = op.convolution(x, op.convert(weights, "f32"), [1, 1], [0, 0], [0, 0], [1, 1])
+    stored = model(named(op.add(named(layer, "conv"), op.convert(bias, "f32")), "biased"), x)
+    y = parameter(SHAPE, dtype=np.float16)
+    layer = op.convolution(y, constant(random(6, 4, 3, 3) / 6, "half", np.float16), [1, 1], [0, 0], [0, 0], [1, 1])
+    computed = model(named(op.add(named(layer, "conv"), constant(random(1, 6, 1, 1) + 1, "bias", np.float16)), "biased"), y)
+    for tested, dtype in ((stored, np.float32), (computed, np.float16)):
+        arrays = [sample.astype(dtype) for sample in SAMPLES]
+        found, record = tuned(tested, arrays)
+        (entry,) = record.layers
+        assert entry.reason is None and (entry.loss_after or 0) < (entry.loss_before or 0)
+        built, _ = build(tested, statistics_of(tested, arrays), plan_of(tested, **COARSE), tuned=found)
+        exact, before, after = (
+            np.stack(tensor(version, "biased", arrays)).astype(np.float64)
+            for version in (tested, build(tested, statistics_of(tested, arrays), plan_of(tested, **COARSE))[0], built)
+        )
+        assert np.mean((after - exact) ** 2) < np.mean((before - exact) ** 2)
+
+
+def test_a_model_that_keeps_a_state_is_refused() -> None:
+    x = parameter(SHAPE)
+    state = op.read_value(x, "state", ov.Type.f32, ov.PartialShape(list(SHAPE)))
+    layer = convolution(op.add(state, x), random(4, 4, 1, 1), "conv")
+    tested = ov.Model([op.result(layer)], [op.assign(layer, "state")], [x])
+    samples = [Sample({"x": array}) for array in SAMPLES]
+    with pytest.raises(UserError, match=r"keeps a state \(ReadValue\), .* set layerwise_tuning.use_layerwise_tuning to false"):
+        tune_layers(tested, statistics_of(tested, SAMPLES), plan_of(tested), TUNING, samples)

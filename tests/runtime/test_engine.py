@@ -25,6 +25,13 @@ def samples_of(values: np.ndarray, targets: Sequence[Any] | None = None) -> list
     return [Sample({"x": row[None]}, target, f"sample {i}") for i, (row, target) in enumerate(zip(values, chosen, strict=True))]
 
 
+def noted(rows: np.ndarray, taken: list[Sample]) -> Iterator[Sample]:
+    """The samples, each put down when it is taken."""
+    for sample in samples_of(rows):
+        taken.append(sample)
+        yield sample
+
+
 @pytest.fixture(scope="module")
 def rows() -> np.ndarray:
     return np.random.default_rng(0).normal(size=(257, 8)).astype(np.float32)
@@ -70,19 +77,12 @@ def test_f32_is_f32_even_where_the_device_prefers_less() -> None:
 
 
 def test_samples_are_taken_only_a_few_ahead(rows: np.ndarray) -> None:
-    taken = 0
-
-    def counted() -> Iterator[Sample]:
-        nonlocal taken
-        for sample in samples_of(rows):
-            taken += 1
-            yield sample
-
+    taken: list[Sample] = []
     compiled = engine.compile(models.linear(WEIGHTS), Engine(requests=2))
     streams = compiled.get_property("OPTIMAL_NUMBER_OF_INFER_REQUESTS")
-    for position, _ in enumerate(engine.infer(compiled, counted())):
-        assert taken <= position + 2 * streams + 1
-    assert taken == len(rows)
+    for position, _ in enumerate(engine.infer(compiled, noted(rows, taken))):
+        assert len(taken) <= position + 2 * streams + 1
+    assert len(taken) == len(rows)
 
 
 @pytest.mark.timeout(60)
@@ -141,21 +141,14 @@ class Largest(Metric):
 
 
 def test_metrics_of_two_models_on_samples_loaded_once(rows: np.ndarray) -> None:
-    loaded = 0
-
-    def counted() -> Iterator[Sample]:
-        nonlocal loaded
-        for sample in samples_of(rows):
-            loaded += 1
-            yield sample
-
+    loaded: list[Sample] = []
     compiled = {name: engine.compile(models.linear(WEIGHTS * scale), Engine()) for name, scale in (("int8", 1.5), ("fp32", 1.0))}
     metric = Largest()
-    values = engine.evaluate_metrics(compiled, counted(), {"largest": metric})
+    values = engine.evaluate_metrics(compiled, noted(rows, loaded), {"largest": metric})
     assert list(values) == ["int8", "fp32"]
     np.testing.assert_allclose(values["fp32"]["largest"], (rows @ WEIGHTS).max(axis=1, keepdims=True), rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(values["int8"]["largest"], 1.5 * values["fp32"]["largest"], rtol=1e-4, atol=1e-5)
-    assert loaded == len(rows)
+    assert len(loaded) == len(rows)
     assert metric.asked == 2 * len(rows)
 
 
