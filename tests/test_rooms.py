@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import ast
 import dataclasses
+import re
+import sys
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -169,3 +172,16 @@ def test_dvc_pipeline_is_the_documented_one() -> None:
         assert all(isinstance(out, str) and out.startswith("build/") for out in outs)
         assert f"build/records/{stage}.json" in outs or stage == "track"
     assert [stage for stage, description in STAGES.items() if description.get("always_changed")] == ["track"]
+
+
+# What is imported under another name than it is installed by.
+PACKAGES = {"PIL": "pillow", "dask": "distributed", "hydra": "hydra-core", "ruamel": "ruamel.yaml", "yaml": "pyyaml"}
+
+
+def test_only_declared_dependencies_are_imported() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    entries = [*project["dependencies"], *project["optional-dependencies"]["cluster"]]
+    declared = {re.split(r"[<>=!~\[; ]", entry)[0] for entry in entries}
+    own = {"stages", *sys.stdlib_module_names}
+    tops = {found.module.split(".")[0]: path for path in MODULES for found in imports(path)}
+    assert {top: path for top, path in tops.items() if top not in own and PACKAGES.get(top, top) not in declared} == {}
