@@ -47,14 +47,14 @@ def main(config: Config) -> dict[str, Any]:
     from stages.search.evaluator import Task
     from stages.search.reversion import Reversion
     from stages.search.session import searching
-    from stages.searching import evaluated
+    from stages.searching import cluster_start, evaluated
     from stages.starting_points import make_budget, mixed_candidate, posed, start
 
     problem = posed(config)
     budget, parts = make_budget(config, problem)
     base, known = start(config, problem)
     mixed = mixed_candidate(config, problem, base)
-    with searching(problem, NAME, config.cluster) as session, Progress(NAME, unit="evaluations") as advance:
+    with searching(problem, NAME, config.cluster, cluster_start(config.cluster)) as session, Progress(NAME, unit="evaluations") as advance:
         search = Reversion(session, budget, settings, parts.search, _print, advance, config.evaluate.confidence, config.seed)
         best = search.run(base, known, mixed)
         if known is not None and candidate_key(best.candidate) == candidate_key(base):

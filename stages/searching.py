@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+from functools import partial
 from typing import Any, NamedTuple
 
-from stages import artifacts
+from stages import artifacts, schema
 from stages.config import create
 from stages.errors import UserError
 from stages.quantization.biases import Correction
@@ -18,6 +19,7 @@ from stages.samples import calibration_samples, validation_samples
 from stages.schema import Config
 from stages.search.candidates import Candidate, digest
 from stages.search.evaluator import Rows
+from stages.search.executors import Start
 from stages.search.problem import Problem, code_key
 
 
@@ -64,6 +66,11 @@ def make_problem(config: Config, *, calibration: bool = False) -> Problem:
         calibration=calibration_samples(config) if calibration else None,
         tuned=load_tuned(artifacts.folder("correct_bias")),
     )
+
+
+def cluster_start(cluster: schema.Cluster) -> Start | None:
+    """What makes the Dask cluster that `cluster.start` names; None where it names none."""
+    return None if cluster.start is None else partial(create, cluster.start, "cluster.start")
 
 
 def base_candidate(config: Config) -> Base:

@@ -42,6 +42,7 @@ def main(config: Config) -> dict[str, Any]:
         return {"enabled": False}
 
     from stages.search.session import searching
+    from stages.searching import cluster_start
     from stages.tuning_setup import make_history, make_search, make_space, starts, tuning_problem
 
     problem = tuning_problem(config)
@@ -50,7 +51,7 @@ def main(config: Config) -> dict[str, Any]:
     best = _fine_tune_base(config, problem) if settings.trials_load_method == FINE_TUNE else None
     space = make_space(config, problem, best)
     history = make_history(config, problem, space)
-    with searching(problem, NAME, config.cluster) as session:
+    with searching(problem, NAME, config.cluster, cluster_start(config.cluster)) as session:
         search = make_search(config, session, space)
         if settings.trials_load_method == WARM_START:
             search.go_on_from(history.load(space, search.candidate))

@@ -431,6 +431,12 @@ def _check_accuracy_aware(config: Config) -> None:
 
 
 def _check_cluster(cluster: Cluster) -> None:
+    if cluster.start is not None:
+        if cluster.kind != "dask":
+            raise refused("cluster.start", cluster.start, f"null, as cluster.kind is {show(cluster.kind)} and not 'dask'")
+        if cluster.address is not None:
+            raise refused("cluster.address", cluster.address, "null, as cluster.start starts a cluster of its own")
+        targets.check(cluster.start, "cluster.start")
     if cluster.address is None:
         return
     if cluster.kind != "dask":

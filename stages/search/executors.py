@@ -6,7 +6,7 @@ import os
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -16,6 +16,7 @@ from stages.search.evaluator import Outcome, Task, evaluate
 from stages.search.problem import Problem
 
 Submit = Callable[[Task], Future[Outcome]]
+Start = Callable[[], AbstractContextManager[Any]]  # makes a Dask cluster, anything with `scale`
 
 LOCAL, DASK = "local", "dask"
 CONNECT_SECONDS = 10
@@ -23,13 +24,18 @@ ATTEMPTS = 4  # per evaluation, where workers are lost
 
 
 @contextmanager
-def executing(cluster: schema.Cluster, problem: Problem) -> Iterator[Submit]:
+def executing(cluster: schema.Cluster, problem: Problem, start: Start | None = None) -> Iterator[Submit]:
     """Something that evaluates tasks of `problem` on the configured cluster.
 
+    Args:
+        cluster: Of the configuration.
+        problem: What tasks are about.
+        start: Makes the cluster that `cluster.start` asks for.
+
     Raises:
-        UserError: the cluster cannot be reached, or Dask is not installed.
+        UserError: the cluster cannot be reached or has no workers, or Dask is not installed.
     """
-    with _dask(cluster, problem) if cluster.kind == DASK else _local(cluster, problem) as submit:
+    with _dask(cluster, problem, start) if cluster.kind == DASK else _local(cluster, problem) as submit:
         yield submit
 
 
@@ -56,16 +62,21 @@ def _cancelling(executor: Executor) -> Iterator[Executor]:
 
 
 @contextmanager
-def _dask(cluster: schema.Cluster, problem: Problem) -> Iterator[Submit]:
+def _dask(cluster: schema.Cluster, problem: Problem, start: Start | None) -> Iterator[Submit]:
     try:
         from dask.distributed import Client, LocalCluster
     except ImportError:
         raise UserError("cluster.kind is dask, but Dask is not installed: pip install -e '.[cluster]'") from None
+    if start is not None:
+        with start() as started, Client(started) as client:
+            started.scale(cluster.workers)
+            yield from _submitting(client, problem, cluster.wait_minutes)
+        return
     if cluster.address is None:
         # Processes of one thread each, as separate as machines are.
         local = LocalCluster(n_workers=cluster.workers, threads_per_worker=1, processes=True, dashboard_address=None)
         with local, Client(local) as client:
-            yield from _submitting(client, problem)
+            yield from _submitting(client, problem, cluster.wait_minutes)
         return
     try:
         client = Client(cluster.address, timeout=CONNECT_SECONDS)
@@ -73,10 +84,14 @@ def _dask(cluster: schema.Cluster, problem: Problem) -> Iterator[Submit]:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(f"cluster.address is {cluster.address!r}, but no Dask scheduler answers there: {reason}") from None
     with client:
-        yield from _submitting(client, problem)
+        yield from _submitting(client, problem, cluster.wait_minutes)
 
 
-def _submitting(client: Any, problem: Problem) -> Iterator[Submit]:
+def _submitting(client: Any, problem: Problem, wait_minutes: float) -> Iterator[Submit]:
+    try:
+        client.wait_for_workers(1, timeout=60 * wait_minutes)
+    except TimeoutError:
+        raise UserError(f"the Dask cluster has no worker after {wait_minutes:g} minutes (cluster.wait_minutes)") from None
     remote = _Remote(client, problem)
     # Threads that only wait, so that an evaluation whose worker is lost is sent again.
     with _cancelling(ThreadPoolExecutor(max_workers=64, thread_name_prefix="waiting")) as executor:

@@ -13,7 +13,7 @@ from dataclasses import replace
 
 from stages import schema
 from stages.search.evaluator import Outcome, Task, all_positions, evaluate, task_key
-from stages.search.executors import Submit, executing
+from stages.search.executors import Start, Submit, executing
 from stages.search.journal import Journal
 from stages.search.problem import Problem
 
@@ -105,11 +105,11 @@ def _everything(problem: Problem, task: Task) -> bool:
 
 
 @contextmanager
-def searching(problem: Problem, name: str, cluster: schema.Cluster) -> Iterator[Session]:
-    """A session on a problem with the journal of the search `name`, evaluating on a cluster.
+def searching(problem: Problem, name: str, cluster: schema.Cluster, start: Start | None = None) -> Iterator[Session]:
+    """A session on a problem with the journal of the search `name`, evaluating on a cluster, which `start` makes where it is given.
 
     Raises:
         UserError: the same search runs already, or the cluster cannot be reached.
     """
-    with Journal(problem.key, name) as journal, executing(cluster, problem) as submit:
+    with Journal(problem.key, name) as journal, executing(cluster, problem, start) as submit:
         yield Session(problem, journal, submit)

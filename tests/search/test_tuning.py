@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from stages import schema
+from stages.errors import UserError
 from stages.quantization.graph import read_graph
 from stages.quantization.planning import make_offer
 from stages.runtime import engine
@@ -30,6 +31,7 @@ from stages.search.session import Session
 from stages.search.space import FLOAT, Space
 from stages.search.tpe import Settings
 from stages.search.tuning import CONSTRAINED, FULL, POT_LOSS, Goal, Search, Trial, exclusions, shuffled
+from stages.searching import cluster_start
 from stages.tuning_report import best_so_far, explained, importance, trials
 from tests.quantization.reference_runs import target
 from tests.search.problems import small_problem
@@ -236,6 +238,29 @@ def test_batches_do_not_depend_on_who_carries_them_out(problem: Problem, space: 
             found.append(outline(search))
     assert found[0] == found[1]
     assert found[0] != outline(ended(problem, space, tmp_path / "one", max_trials=9))
+
+
+def test_forty_trials_on_a_configured_dask_cluster_are_those_of_one_process(problem: Problem, space: Space, tmp_path: Path) -> None:
+    pytest.importorskip("distributed", reason="the extra `cluster` is not installed")
+    cluster = schema.Cluster(kind="dask", workers=2, start={"_target_": "dask.distributed.LocalCluster", **LOCAL})
+    goal = replace(GOAL, batch_size=4, max_trials=40)
+    with (
+        executing(cluster, problem, cluster_start(cluster)) as submit,
+        searching(problem, space, tmp_path / "dask", goal, submit) as search,
+    ):
+        search.run(starts(search))
+    assert len({candidate_key(trial.candidate) for trial in search.trials}) == 40
+    assert outline(search) == outline(ended(problem, space, tmp_path / "serial", batch_size=4, max_trials=40))
+
+
+LOCAL = {"n_workers": 0, "threads_per_worker": 1, "dashboard_address": None}
+
+
+def test_a_cluster_without_workers_is_one_line(problem: Problem) -> None:
+    pytest.importorskip("distributed", reason="the extra `cluster` is not installed")
+    nobody = schema.Cluster(kind="dask", workers=0, start={"_target_": "dask.distributed.LocalCluster", **LOCAL}, wait_minutes=0.01)
+    with pytest.raises(UserError, match=r"no worker after 0\.01 minutes"), executing(nobody, problem, cluster_start(nobody)):
+        pass
 
 
 # ------------------------------------------------------------------------------------------------ the best
