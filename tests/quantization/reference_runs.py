@@ -32,16 +32,16 @@ CONF = Path(__file__).parents[2] / "conf"
 @functools.cache
 def target(name: str = "any") -> Target:
     """The tables of conf/target_device/<name>.yaml."""
-    return read_target(schema.TargetDevice(**_composed(name)))
+    return read_target(schema.TargetDevice(**composed(name)))
 
 
-def _composed(name: str) -> dict[str, Any]:
+def composed(name: str) -> dict[str, Any]:
     """The file with the files of its defaults list under it, as Hydra merges them."""
     own = yaml.safe_load((CONF / "target_device" / f"{name}.yaml").read_text())
     merged: dict[str, Any] = {}
     for base in own.pop("defaults", []):
         if base != "_self_":
-            merged = _composed(base)
+            merged = composed(base)
     for key, value in own.items():
         merged[key] = {**merged[key], **value} if isinstance(value, dict) and isinstance(merged.get(key), dict) else value
     return merged

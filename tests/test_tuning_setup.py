@@ -1,0 +1,149 @@
+"""Every parameter of `tune` reaches what it is about."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from stages import schema, tuning_setup
+from stages.errors import UserError
+from stages.quantization.schemes import ACTIVATIONS
+from stages.schema import Config, TargetDevice, Tune, TuneMetric, TuneSpace
+from stages.schema import TuneBenchmark as Benchmark
+from stages.search.problem import Problem
+from stages.search.tuning import CONSTRAINED, Search
+from tests.built import config as built_config
+from tests.quantization.reference_runs import composed
+from tests.search.problems import small_candidate, small_problem
+
+SAMPLES = 60
+TARGET = TargetDevice(**composed("any"))
+
+
+@pytest.fixture(scope="module")
+def problem() -> Problem:
+    return small_problem(SAMPLES, reference=True)
+
+
+@pytest.fixture(autouse=True)
+def artifacts(problem: Problem, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a build folder."""
+    base = SimpleNamespace(candidate=small_candidate(problem))
+    monkeypatch.setattr(tuning_setup, "base_candidate", lambda config: base)
+    monkeypatch.setattr(tuning_setup, "make_problem", lambda config: problem)
+
+
+def config(seed: int = 0, **tune: Any) -> Config:
+    """A configuration with these settings of `tune`."""
+    return dataclasses.replace(built_config(), target_device=TARGET, quantization=schema.Quantization(), seed=seed, tune=Tune(**tune))
+
+
+def search(settings: Config, problem: Problem) -> Search:
+    space: Any = SimpleNamespace()
+    session: Any = SimpleNamespace(problem=problem)
+    return tuning_setup.make_search(settings, session, space)
+
+
+REACHES: dict[str, tuple[dict[str, Any], Callable[[Search], Any], Any]] = {
+    "objective": ({"objective": "constrained"}, lambda found: found.goal.objective, CONSTRAINED),
+    "accuracy_loss": ({"accuracy_loss": 2.5}, lambda found: found.goal.target.accuracy_loss, 0.025),
+    "latency_reduce": ({"latency_reduce": 1.5}, lambda found: found.goal.target.speed_up, 1.5),
+    "accuracy_weight": ({"accuracy_weight": 3.0}, lambda found: found.goal.target.accuracy_weight, 3.0),
+    "latency_weight": ({"latency_weight": 3.0}, lambda found: found.goal.target.latency_weight, 3.0),
+    "quantization_ratio_weight": ({"quantization_ratio_weight": 3.0}, lambda found: found.goal.target.quantized_weight, 3.0),
+    "expected_quantization_ratio": ({"expected_quantization_ratio": 0.7}, lambda found: found.goal.target.expected_quantized, 0.7),
+    "metrics": ({"metrics": [TuneMetric("error", 2.0)]}, lambda found: found.goal.baselines, (("error", 2.0),)),
+    "no metrics": ({}, lambda found: found.goal.baselines, (("accuracy", None),)),
+    "max_trials": ({"max_trials": 7}, lambda found: found.goal.max_trials, 7),
+    "max_minutes": ({"max_minutes": 1.5}, lambda found: found.goal.max_seconds, 90.0),
+    "no limit": ({"max_minutes": 0.0}, lambda found: found.goal.max_seconds, float("inf")),
+    "stop_on_target": ({"stop_on_target": True}, lambda found: found.goal.stop_on_target, True),
+    "batch_size": ({"batch_size": 3}, lambda found: found.goal.batch_size, 3),
+    "eval_subset_size": ({"eval_subset_size": 9}, lambda found: sorted(found.goal.positions), list(range(9))),
+    "all samples": ({}, lambda found: sorted(found.goal.positions), list(range(SAMPLES))),
+    "stop_error": ({"stop_error": 0.2}, lambda found: found.goal.stop_error, 0.2),
+    "n_initial_point": ({"n_initial_point": 4}, lambda found: found.settings.n_initial_point, 4),
+    "gamma": ({"gamma": 0.5}, lambda found: found.settings.gamma, 0.5),
+    "n_EI_candidates": ({"n_EI_candidates": 5}, lambda found: found.settings.n_EI_candidates, 5),
+    "seed": ({"seed": 8}, lambda found: found.settings.seed, 8),
+    "the general seed": ({}, lambda found: found.settings.seed, 0),
+    "no benchmark": ({"benchmark": Benchmark(enabled=False)}, lambda found: found.goal.timing, None),
+    "duration": ({"benchmark": Benchmark(duration_seconds=3.0)}, lambda found: found.goal.timing.seconds, 3.0),
+    "hint": ({"benchmark": Benchmark(hint="throughput")}, lambda found: found.goal.timing.hint, "THROUGHPUT"),
+    "requests": ({"benchmark": Benchmark(hint="throughput", requests=3)}, lambda found: found.goal.timing.requests, 3),
+    "streams": ({"benchmark": Benchmark(streams=3)}, lambda found: found.goal.timing.streams, 3),
+    "threads": ({"benchmark": Benchmark(threads=3)}, lambda found: found.goal.timing.threads, 3),
+    "batch": ({"benchmark": Benchmark(batch=3)}, lambda found: found.goal.timing.batch, 3),
+    "where": ({"benchmark": Benchmark(where="workers")}, lambda found: found.goal.time_here, False),
+    "here": ({}, lambda found: found.goal.time_here, True),
+}
+
+
+@pytest.mark.parametrize("name", REACHES)
+def test_it_reaches_the_search(problem: Problem, name: str) -> None:
+    changes, reached, expected = REACHES[name]
+    assert reached(search(config(**changes), problem)) == expected
+
+
+def test_every_parameter_is_tested() -> None:
+    """Those that are not above have tests of their own."""
+    elsewhere = {"enabled", "space", "trials_load_method", "child_runs"}
+    changed = [changes for changes, _, _ in REACHES.values()]
+    assert {field.name for field in dataclasses.fields(Tune)} == elsewhere | {name for changes in changed for name in changes}
+    defaults = dataclasses.asdict(Benchmark())
+    measured = [dataclasses.asdict(changes["benchmark"]) for changes in changed if "benchmark" in changes]
+    assert {name for values in measured for name, value in values.items() if value != defaults[name]} == defaults.keys()
+
+
+def test_the_seed_draws_the_order_of_the_samples(problem: Problem) -> None:
+    assert search(config(seed=1), problem).goal.positions != search(config(seed=2), problem).goal.positions
+
+
+def test_more_samples_than_there_are_is_one_line(problem: Problem) -> None:
+    with pytest.raises(UserError, match=r"tune\.eval_subset_size: 61 is not allowed; expected at most 60"):
+        search(config(eval_subset_size=61), problem)
+    with pytest.raises(UserError, match=r"tune\.space\.stat_subset_size: 21 is not allowed; expected at most 20"):
+        tuning_setup.tuning_problem(config(space=TuneSpace(stat_subset_size=21)))
+
+
+def test_part_of_the_statistics_makes_another_problem(problem: Problem) -> None:
+    part = tuning_setup.tuning_problem(config(space=TuneSpace(stat_subset_size=5)))
+    assert (part.statistics.samples, problem.statistics.samples) == (5, 20)
+    assert part.key != problem.key
+    assert tuning_setup.tuning_problem(config(space=TuneSpace(stat_subset_size=20))) is problem
+
+
+def test_preset_of_the_space_or_of_the_quantization(problem: Problem) -> None:
+    def modes(settings: Config) -> set[str]:
+        plan = tuning_setup.make_space(settings, problem).offer.plan
+        return {quantizer.scheme.mode for quantizer in plan.quantizers if quantizer.kind == ACTIVATIONS}
+
+    assert modes(config()) == {"symmetric"}
+    assert modes(config(space=TuneSpace(preset="mixed"))) == {"asymmetric"}
+    mixed = dataclasses.replace(config(), quantization=schema.Quantization(preset="mixed"))
+    assert modes(mixed) == {"asymmetric"}
+    assert modes(dataclasses.replace(mixed, tune=Tune(space=TuneSpace(preset="performance")))) == {"symmetric"}
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"space": TuneSpace(tuning_scope=["layer"])},
+        {"space": TuneSpace(exclude=["conv1"])},
+        {"space": TuneSpace(preset="mixed")},
+        {"metrics": [TuneMetric("error", 2.0)]},
+        {"eval_subset_size": 9},
+        {"benchmark": Benchmark(duration_seconds=3.0)},
+        {"benchmark": Benchmark(enabled=False)},
+    ],
+)
+def test_trials_are_taken_over_only_where_they_mean_the_same(problem: Problem, changes: dict[str, Any]) -> None:
+    def key(settings: Config) -> str:
+        return str(tuning_setup.make_history(settings, problem, tuning_setup.make_space(settings, problem))._trials)
+
+    assert key(config()) == key(config(max_trials=3, seed=9, trials_load_method="warm_start", accuracy_loss=3.0))
+    assert key(config()) != key(config(**changes))
