@@ -48,6 +48,10 @@ def search(settings: Config, problem: Problem) -> Search:
     return tuning_setup.make_search(settings, session, space)
 
 
+def timing(name: str) -> Callable[[Search], Any]:
+    return lambda found: getattr(found.goal.timing, name)
+
+
 REACHES: dict[str, tuple[dict[str, Any], Callable[[Search], Any], Any]] = {
     "objective": ({"objective": "constrained"}, lambda found: found.goal.objective, CONSTRAINED),
     "accuracy_loss": ({"accuracy_loss": 2.5}, lambda found: found.goal.target.accuracy_loss, 0.025),
@@ -72,12 +76,12 @@ REACHES: dict[str, tuple[dict[str, Any], Callable[[Search], Any], Any]] = {
     "seed": ({"seed": 8}, lambda found: found.settings.seed, 8),
     "the general seed": ({}, lambda found: found.settings.seed, 0),
     "no benchmark": ({"benchmark": Benchmark(enabled=False)}, lambda found: found.goal.timing, None),
-    "duration": ({"benchmark": Benchmark(duration_seconds=3.0)}, lambda found: found.goal.timing.seconds, 3.0),
-    "hint": ({"benchmark": Benchmark(hint="throughput")}, lambda found: found.goal.timing.hint, "THROUGHPUT"),
-    "requests": ({"benchmark": Benchmark(hint="throughput", requests=3)}, lambda found: found.goal.timing.requests, 3),
-    "streams": ({"benchmark": Benchmark(streams=3)}, lambda found: found.goal.timing.streams, 3),
-    "threads": ({"benchmark": Benchmark(threads=3)}, lambda found: found.goal.timing.threads, 3),
-    "batch": ({"benchmark": Benchmark(batch=3)}, lambda found: found.goal.timing.batch, 3),
+    "duration": ({"benchmark": Benchmark(duration_seconds=3.0)}, timing("seconds"), 3.0),
+    "hint": ({"benchmark": Benchmark(hint="throughput")}, timing("hint"), "THROUGHPUT"),
+    "requests": ({"benchmark": Benchmark(hint="throughput", requests=3)}, timing("requests"), 3),
+    "streams": ({"benchmark": Benchmark(streams=3)}, timing("streams"), 3),
+    "threads": ({"benchmark": Benchmark(threads=3)}, timing("threads"), 3),
+    "batch": ({"benchmark": Benchmark(batch=3)}, timing("batch"), 3),
     "where": ({"benchmark": Benchmark(where="workers")}, lambda found: found.goal.time_here, False),
     "here": ({}, lambda found: found.goal.time_here, True),
 }

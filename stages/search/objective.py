@@ -21,6 +21,8 @@ TOO_SLOW = 40.0
 SMALLEST_SPEED_UP = 1.01
 # Where it loses nothing and no loss is allowed, there is no scale for accuracy: this loss takes its place.
 SMALLEST_LOSS = 0.01
+# An error may become thousands of times what it was; the formula's exponential would not be finite any more.
+LARGEST_LOSS = 100.0
 
 
 @dataclass(frozen=True)
@@ -82,8 +84,8 @@ def pot_loss(score: Score, full: Score, target: Target) -> float:
     weight = target.accuracy_weight if beyond else 0.0
     if not (weight or target.latency_weight or target.quantized_weight):
         weight = 1.0
-    width = math.exp(full.accuracy_loss or target.accuracy_loss or SMALLEST_LOSS) - 1.0
-    accuracy = 10.0 / abs(width) * (math.exp(score.accuracy_loss) - 1.0)
+    width = math.exp(min(full.accuracy_loss or target.accuracy_loss or SMALLEST_LOSS, LARGEST_LOSS)) - 1.0
+    accuracy = 10.0 / abs(width) * (math.exp(min(score.accuracy_loss, LARGEST_LOSS)) - 1.0)
     fastest = next(speed for speed in (full.speed_up, target.speed_up, SMALLEST_SPEED_UP) if speed != 1.0)
     slowness = 10.0 / abs(_slowness(1.0) - _slowness(fastest)) * (_slowness(score.speed_up) - _slowness(fastest))
     offset = target.expected_quantized

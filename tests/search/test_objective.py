@@ -46,6 +46,12 @@ def test_each_weight_and_threshold_counts() -> None:
     assert pot_loss(replace(score, accuracy_loss=0.01), FULL, inside) == pot_loss(score, FULL, inside)
 
 
+def test_an_error_may_become_thousands_of_times_what_it_was() -> None:
+    worse, worst = (pot_loss(Score(loss, 1.0, 1.0), Score(0.5, 2.0, 1.0), TARGET) for loss in (5.0, 5000.0))
+    assert worse < worst < math.inf
+    assert math.isfinite(pot_loss(Score(0.1, 1.0, 1.0), Score(5000.0, 2.0, 1.0), TARGET))
+
+
 def test_no_division_by_zero() -> None:
     """Where POT divided by zero: nothing lost, nothing gained."""
     for full in (Score(0.0, 1.0, 1.0), Score(0.0, 1.6, 1.0), Score(0.25, 1.0, 1.0), Score(-0.1, 0.5, 1.0)):
