@@ -258,15 +258,7 @@ class Search:
             tpe.Told(trial.proposal, trial.loss, trial.score.accuracy_loss - self.goal.target.accuracy_loss if constrained else None)
             for trial in self.trials
         ]
-        plans: dict[str, Plan] = {}
-
-        def identity(proposal: Proposal) -> str:
-            plan = self.space.plan(proposal)
-            key = candidate_key(self.candidate(plan, ""))
-            plans[key] = plan
-            return key
-
-        proposals = tpe.propose(self.space, told, count, self.settings, identity, known)
+        proposals = self._proposer.propose(told, count, known)
         label = "TPE" if len(self.trials) >= self.settings.n_initial_point and self.settings.sampler == tpe.TPE else "random"
         return [self.start(label, proposal) for proposal in proposals]
 
@@ -328,6 +320,7 @@ class Search:
 
     def __post_init__(self) -> None:
         self._budget = self.goal.budget(self.session.problem)
+        self._proposer = tpe.Proposer(self.space, self.settings, lambda proposal: candidate_key(self.start("", proposal).candidate))
 
 
 # ---------------------------------------------------------------------------------------------------------------- starts

@@ -8,7 +8,7 @@ import pytest
 
 from stages.search.candidates import Candidate, candidate_key
 from stages.search.space import FLOAT, Proposal, Space
-from stages.search.tpe import RANDOM, TPE, Settings, Told, propose
+from stages.search.tpe import RANDOM, TPE, Proposer, Settings, Told
 from tests.search.test_space import FULL_SCOPE, space
 
 
@@ -20,8 +20,9 @@ def searched(tested: Space, loss: Any, count: int, settings: Settings, batch: in
     """The trials of a search with a given objective, the base first."""
     told = list(told or [Told(tested.base_proposal(), loss(tested.base_proposal()))])
     known = {identity(tested)(entry.proposal) for entry in told}
+    proposer = Proposer(tested, settings, identity(tested))
     while len(told) < count:
-        found = propose(tested, told, min(batch, count - len(told)), settings, identity(tested), known)
+        found = proposer.propose(told, min(batch, count - len(told)), known)
         if not found:
             break
         known |= {identity(tested)(proposal) for proposal in found}
@@ -87,7 +88,7 @@ def test_first_proposals_are_random_until_the_initial_points_are_there(tested: S
     flat = [Told(entry.proposal, 0.0) for entry in told]
 
     def next_one(history: list[Told], n_initial_point: int) -> list[Proposal]:
-        return propose(tested, history, 1, Settings(5, n_initial_point=n_initial_point), identity(tested), known)
+        return Proposer(tested, Settings(5, n_initial_point=n_initial_point), identity(tested)).propose(history, 1, known)
 
     assert next_one(told, 7) == next_one(flat, 7)  # what was found does not matter yet
     assert next_one(told, 6) != next_one([Told(entry.proposal, -entry.loss) for entry in told], 6)
@@ -103,7 +104,7 @@ def test_constraint_is_kept_away_from(tested: Space) -> None:
         told = [Told(tested.base_proposal(), 0.0, -1.0 if constrained else None)]
         while len(told) < 30:
             known = {identity(tested)(entry.proposal) for entry in told}
-            (proposal,) = propose(tested, told, 1, Settings(2), identity(tested), known)
+            (proposal,) = Proposer(tested, Settings(2), identity(tested)).propose(told, 1, known)
             told.append(Told(proposal, -float(layers(proposal)), layers(proposal) - 1.5 if constrained else None))
         return sum(layers(entry.proposal) for entry in told[-12:]) / 12
 
