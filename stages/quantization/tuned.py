@@ -113,7 +113,7 @@ def save_tuned(tuned: Tuned, folder: Path) -> None:
     arrays: list[NDArray[Any]] = []
 
     def stored(value: NDArray[Any]) -> int:
-        arrays.append(np.ascontiguousarray(value))
+        arrays.append(np.asarray(value, order="C"))  # a scalar stays one: `ascontiguousarray` would give it a dimension
         return len(arrays) - 1
 
     entries = []

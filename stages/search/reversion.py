@@ -197,7 +197,7 @@ class Reversion:
         """Revert blocks, the most worthwhile first, until the budget holds or nothing is left to try."""
         base, queue, size = state.candidate, list[Block](), 1
         ranked_at: frozenset[Block] | None = None
-        all_ranked = False  # or only until one promised to be enough
+        all_ranked = True  # or only until one promised to be enough
         everything = False  # whether what is left was tried as a whole
         iterations = 0
         while not state.holds:
@@ -211,9 +211,10 @@ class Reversion:
             if not queue:
                 again = ranked_at == frozenset(state.blocks)  # what was ranked failed from here
                 everything = again and all_ranked
-                queue, size = (left, len(left)) if everything else (self._ranked(base, state, left, noise, thorough=again), 1)
+                queue, size = (left, len(left)) if everything else (self._ranked(base, state, left, noise, thorough=not all_ranked), 1)
                 ranked_at, all_ranked = frozenset(state.blocks), len(queue) == len(left)
-            step, queue = queue[:size], queue[size:]
+            # Where the best of a part does not keep its promise, a better one may be among those that were not ranked.
+            step, queue = queue[:size], queue[size:] if all_ranked else []
             iterations += 1
             tried = (*state.blocks, *step)
             careful = self.settings.use_prev_if_drop_increase

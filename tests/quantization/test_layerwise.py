@@ -120,6 +120,10 @@ def test_stored_and_read_again(tmp_path: Path) -> None:
     content = written(result, tmp_path)
     read = load_tuned(tmp_path)
     assert read is not None and written(read, tmp_path / "again") == content
+    for name, borders in result.ranges().items():
+        assert [np.shape(border) for border in read.ranges()[name]] == [np.shape(border) for border in borders]
+    plan, statistics = plan_of(chain(), **COARSE), statistics_of(chain(), SAMPLES)
+    build(chain(), statistics, plan, tuned=read)  # searches do
     (tmp_path / FILE).write_bytes(content[:100])
     with pytest.raises(UserError, match="cannot be read"):
         load_tuned(tmp_path)
