@@ -152,7 +152,7 @@ def test_layers_that_were_tuned_keep_their_values(tmp_path: Path, monkeypatch: p
     assert reverted(search(config)) == ["conv3"]
     check_model(config)
     # Of what is not corrected, nothing is tuned either.
-    search(config, base_algorithm="MinMaxQuantization")
+    search(config, base_algorithm="MinMaxQuantization", on_failure="keep")
     check_model(config)
     assert read("corrections.json") == {"algorithm": None, "corrected": [], "left": read("corrections.json")["left"]}
 
@@ -190,7 +190,7 @@ def test_a_relative_drop_is_a_share_of_the_baseline(config: Config) -> None:
 
 def test_given_baselines_are_compared_on_a_subset(config: Config) -> None:
     metrics = [BudgetMetric("accuracy", baseline_value=0.96)]
-    half = search(config, metrics=metrics, metric_subset_ratio=0.5)
+    half = search(config, metrics=metrics, metric_subset_ratio=0.5, on_failure="keep")
     assert half["samples"] == {"search": 80, "held_out": 40}
     assert half["metrics"]["accuracy"]["baseline"] == half["metrics"]["accuracy"]["held_out"]["baseline"] == 0.96
     assert search(config, metric_subset_ratio=0.5)["samples"]["search"] == 160  # nothing is given: all are compared
@@ -264,7 +264,7 @@ def test_iterations_are_limited(config: Config) -> None:
 
 
 def test_minmax_starts_without_bias_correction(config: Config) -> None:
-    found = search(config, base_algorithm="MinMaxQuantization")
+    found = search(config, base_algorithm="MinMaxQuantization", on_failure="keep")
     assert (found["start"], found["bias_correction"]) == ("MinMaxQuantization", None)
     assert read("corrections.json")["corrected"] == []
     assert search(config)["bias_correction"] == "fast" and read("corrections.json")["corrected"]
@@ -307,11 +307,11 @@ def test_estimators_and_bias_correction_are_tuned_on_request(config: Config) -> 
 
 def test_a_search_with_another_budget_goes_on_from_what_is_known(config: Config) -> None:
     def evaluations(drop: float) -> tuple[int, int]:
-        settings = AccuracyAware(enabled=True, metrics=[BudgetMetric("error")], maximal_drop=drop)
+        settings = AccuracyAware(enabled=True, metrics=[BudgetMetric("error")], maximal_drop=drop, on_failure="keep")
         found = accuracy_aware.main(dataclasses.replace(config, accuracy_aware=settings, seed=5))
         return found["evaluated"], found["remembered"]
 
-    first, again, tighter = evaluations(0.2), evaluations(0.2), evaluations(0.1)
+    first, again, tighter = evaluations(0.05), evaluations(0.05), evaluations(0.03)
     assert first[0] > 0 and again == (0, sum(first)) and tighter[1] > 0
 
 
@@ -339,7 +339,7 @@ def fresh(built: Project, folder: Path) -> Project:
 
 
 def journal_lines(root: Path) -> int:
-    return sum(len(path.read_bytes().splitlines()) for path in (root / "build" / ".journal").rglob("*.jsonl"))
+    return sum(path.read_bytes().count(b"\n") for path in (root / "build" / ".journal").rglob("*.jsonl"))
 
 
 def written(project: Project) -> dict[str, str]:
@@ -368,7 +368,6 @@ def test_a_search_killed_at_random_points_ends_in_the_same_bytes(built: Project,
         wait_for(project, process, point)
         process.kill()
         process.communicate()
-        assert not (project.root / "build/accuracy_aware").exists(), points
     known = journal_lines(project.root)
     outcome = project.run(sys.executable, "-m", "stages.accuracy_aware")
     assert outcome.code == 0, outcome.output
