@@ -4,8 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
+import random
 import shutil
+import signal
+import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +19,13 @@ import openvino as ov
 import pytest
 
 from stages import accuracy_aware
+from stages.artifacts import file_sha256
 from stages.config import load_config
 from stages.errors import UserError
 from stages.schema import AccuracyAware, BudgetMetric, Cluster, Config
-from stages.search.budget import divide
-from stages.searching import make_problem
+from stages.search.budget import Parts, divide
+from stages.searching import base_candidate, make_problem
+from stages.starting_points import mixed_candidate
 from tests.project import Project, copy_project
 from tests.search.problems import Drawn
 from tests.search.reverting import LAYERS, culprit_model
@@ -215,5 +222,211 @@ def test_more_ranking_samples_than_there_are_is_refused_before_any_work(config: 
     assert not Path("build/accuracy_aware").exists() and journal_lines(Path()) == journal
 
 
+def test_a_budget_that_cannot_be_met_fails_unless_it_is_to_be_kept(config: Config) -> None:
+    impossible: dict[str, Any] = {"metrics": [BudgetMetric("error")], "maximal_drop": 0.0, "restore": "activations"}
+    with pytest.raises(UserError, match=r"^the accuracy budget cannot be met: error drops by .* where 0 is allowed;"):
+        search(config, **impossible)
+    failed = read("result.json")
+    kept = search(config, **impossible, on_failure="keep")
+    assert kept == failed and not kept["holds"]
+    assert 0 < kept["metrics"]["error"]["drop"] < kept["before"]["error"]  # the best that was found
+    check_model(config)
+
+
+def test_only_activations_return_on_request(config: Config) -> None:
+    search(config, restore="activations")
+    assert ("conv3", 1) in bits("quantizers.json") and ("conv3", 0) not in bits("quantizers.json")
+
+
+def test_without_held_out_samples_all_are_searched(config: Config) -> None:
+    found = search(config, held_out_ratio=0.0)
+    assert found["samples"] == {"search": 200, "held_out": 0}
+    assert found["confirmed"] is None and found["metrics"]["accuracy"]["held_out"] is None
+
+
+def test_held_out_samples_contradict_a_budget_that_was_kept_by_choosing(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The search sees the samples that INT8 reads as FP32 does, the rest is held out."""
+    rows = base_candidate(config).rows["accuracy"][:, 0]
+    same, other = (tuple(int(place) for place in np.flatnonzero(rows == value)) for value in (1.0, 0.0))
+    monkeypatch.setattr("stages.starting_points.divide", lambda *_: Parts(same, other))
+    found = search(config)
+    assert found["holds"] and found["confirmed"] is False
+    assert found["metrics"]["accuracy"]["held_out"]["drop_low"] > 0.07
+
+
+def test_time_is_limited(config: Config) -> None:
+    found = search(config, max_minutes=1e-6, on_failure="keep")
+    assert found["stopped"] == "accuracy_aware.max_minutes, which is 1e-06, is used up"
+    assert not found["holds"] and not found["reverted"]
+
+
+def test_iterations_are_limited(config: Config) -> None:
+    found = search(config, metrics=[BudgetMetric("error")], maximal_drop=0.01, max_iter_num=1, on_failure="keep")
+    assert found["stopped"] == "accuracy_aware.max_iter_num, which is 1, is reached" and found["models_tried"] == 2
+
+
+def test_minmax_starts_without_bias_correction(config: Config) -> None:
+    found = search(config, base_algorithm="MinMaxQuantization", on_failure="keep")
+    assert (found["start"], found["bias_correction"]) == ("MinMaxQuantization", None)
+    assert read("corrections.json")["corrected"] == []
+    assert search(config)["bias_correction"] == "fast" and read("corrections.json")["corrected"]
+
+
+def test_tunable_starts_from_the_quantizers_that_are_named(config: Config) -> None:
+    quantizers = json.loads(Path("build/quantize/quantizers.json").read_text())
+    quantizers["quantizers"] = [entry for entry in quantizers["quantizers"] if "conv5" not in {place["name"] for place in entry["layers"]}]
+    Path("conf/mine.json").write_text(json.dumps(quantizers))
+    found = search(config, base_algorithm="TunableQuantization", quantizers="conf/mine.json")
+    assert found["start"] == "conf/mine.json" and reverted(found) == ["conv3"]
+    assert {name for name, _ in bits("quantizers.json")} == {"conv0", "conv1", "conv2", "conv4", "head"}
+    Path("conf/mine.json").write_text(json.dumps(quantizers).replace("conv1", "conv9"))
+    with pytest.raises(UserError, match=r"accuracy_aware.quantizers: conf/mine.json does not fit this model .*conv9"):
+        search(config, base_algorithm="TunableQuantization", quantizers="conf/mine.json")
+
+
+def test_the_mixed_preset_is_tried_on_request(config: Config) -> None:
+    def phases() -> set[str]:
+        return {row["phase"] for row in read("trace.json")}
+
+    search(config, convert_to_mixed_preset=True)
+    assert "mixed preset" in phases()
+    problem, base = make_problem(config), base_candidate(config).candidate
+    wanted = dataclasses.replace(config, accuracy_aware=AccuracyAware(convert_to_mixed_preset=True))
+    mixed = mixed_candidate(wanted, problem, base)
+    assert mixed is not None and any(not entry.scheme.symmetric for entry in mixed.plan.quantizers)
+    assert mixed_candidate(config, problem, base) is None
+    search(config)
+    assert "mixed preset" not in phases()
+
+
+def test_estimators_and_bias_correction_are_tuned_on_request(config: Config) -> None:
+    """Nothing but the culprit helps here, so that what is tried is remembered, and not taken."""
+    before = journal_lines(Path())
+    found = search(config, tune_hyperparams=True)
+    tried = journal_lines(Path()) - before
+    assert found["holds"] and tried >= 3  # quantiles, and the accurate correction
+
+
+def test_a_search_with_another_budget_goes_on_from_what_is_known(config: Config) -> None:
+    def evaluations(drop: float) -> tuple[int, int]:
+        settings = AccuracyAware(enabled=True, metrics=[BudgetMetric("error")], maximal_drop=drop, on_failure="keep")
+        found = accuracy_aware.main(dataclasses.replace(config, accuracy_aware=settings, seed=5))
+        return found["evaluated"], found["remembered"]
+
+    first, again, tighter = evaluations(0.05), evaluations(0.05), evaluations(0.03)
+    assert first[0] > 0 and again == (0, sum(first)) and tighter[1] > 0
+
+
+# ----------------------------------------------------------------------------- being killed, twice at once, lost workers
+
+
+@pytest.fixture(scope="module")
+def whole(built: Project, tmp_path_factory: pytest.TempPathFactory) -> Project:
+    """A search of many steps that nothing disturbed."""
+    project = fresh(built, tmp_path_factory.mktemp("whole") / "project")
+    outcome = project.run(sys.executable, "-m", "stages.accuracy_aware")
+    assert outcome.code == 0, outcome.output
+    assert journal_lines(project.root) > 12
+    return project
+
+
+def fresh(built: Project, folder: Path) -> Project:
+    """A copy in which no search has run, with a budget that takes many steps."""
+    shutil.copytree(built.root, folder, symlinks=True, ignore=shutil.ignore_patterns(".journal"))
+    project = Project(folder)
+    shutil.rmtree(project.root / "build" / "accuracy_aware", ignore_errors=True)
+    keys = KEYS.replace("tune_hyperparams: true", "metrics: [{{name: error}}], maximal_drop: 0.02, tune_hyperparams: true")
+    project.params(keys.format(calibration=CALIBRATION, tuning="false"), *OPTIONS)
+    assert project.run(sys.executable, "-c", RUN).code == 0
+    return project
+
+
 def journal_lines(root: Path) -> int:
     return sum(path.read_bytes().count(b"\n") for path in (root / "build" / ".journal").rglob("*.jsonl"))
+
+
+def written(project: Project) -> dict[str, str]:
+    build = project.root / "build"
+    files = [*(build / "accuracy_aware" / name for name in WRITTEN), build / "reports" / "accuracy_aware.json"]
+    return {path.name: file_sha256(path) for path in files}
+
+
+def started(project: Project) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-m", "stages.accuracy_aware"]
+    return subprocess.Popen(command, cwd=project.root, env=project.environment(), stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+
+
+def wait_for(project: Project, process: subprocess.Popen[bytes], lines: int) -> None:
+    """Until the journal has so many lines."""
+    while journal_lines(project.root) < lines and process.poll() is None:
+        time.sleep(0.002)
+
+
+@pytest.mark.slow
+def test_a_search_killed_at_random_points_ends_in_the_same_bytes(built: Project, whole: Project, tmp_path: Path) -> None:
+    project, total = fresh(built, tmp_path / "killed"), journal_lines(whole.root)
+    points = sorted(random.sample(range(1, total), 5))
+    for point in points:
+        process = started(project)
+        wait_for(project, process, point)
+        process.kill()
+        process.communicate()
+    known = journal_lines(project.root)
+    outcome = project.run(sys.executable, "-m", "stages.accuracy_aware")
+    assert outcome.code == 0, outcome.output
+    assert written(project) == written(whole), points
+    # Not one evaluation more than without the kills, and none of those that were known.
+    (path,) = (project.root / "build" / ".journal").rglob("*.jsonl")
+    keys = [json.loads(line)["key"] for line in path.read_text().splitlines()]
+    assert len(keys) == len(set(keys)) == total, points
+    record = json.loads((project.root / "build/records/accuracy_aware.json").read_text())
+    assert record["evaluated"] == total - known
+
+
+@pytest.mark.slow
+def test_a_second_search_in_the_folder_says_so_and_stops(built: Project, whole: Project, tmp_path: Path) -> None:
+    project = fresh(built, tmp_path / "twice")
+    first = started(project)
+    wait_for(project, first, 2)
+    os.kill(first.pid, signal.SIGSTOP)  # for as long as the other one waits
+    try:
+        second = project.run(sys.executable, "-m", "stages.accuracy_aware")
+    finally:
+        os.kill(first.pid, signal.SIGCONT)
+    assert second.code == 1
+    assert second.errors == [
+        "accuracy_aware: error: another stage is still running in this folder, maybe the same search: wait until it is done"
+    ]
+    first.communicate()
+    assert first.returncode == 0 and written(project) == written(whole)
+
+
+@pytest.mark.slow
+def test_a_dask_worker_that_is_killed_changes_nothing(
+    built: Project, whole: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("distributed", reason="the extra `cluster` is not installed")
+    import threading
+
+    from dask.distributed import Client, LocalCluster
+
+    project = fresh(built, tmp_path / "dask")
+    monkeypatch.chdir(project.root)
+    with (
+        LocalCluster(n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None) as local,
+        Client(local) as client,
+    ):
+        victim = next(iter(client.run(os.getpid).values()))
+        killed = threading.Event()
+
+        def kill() -> None:
+            while journal_lines(project.root) < 3:
+                time.sleep(0.002)
+            os.kill(victim, signal.SIGKILL)
+            killed.set()
+
+        threading.Thread(target=kill, daemon=True).start()
+        config = load_config()
+        accuracy_aware.main(dataclasses.replace(config, cluster=Cluster(kind="dask", address=local.scheduler_address)))
+    assert killed.is_set() and journal_lines(project.root) == journal_lines(whole.root)
+    assert written(project) == written(whole)
