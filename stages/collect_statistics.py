@@ -28,6 +28,7 @@ def main(config: Config) -> dict[str, Any]:
     from stages.progress import progress
     from stages.quantization.collection import collect
     from stages.quantization.graph import read_graph
+    from stages.quantization.passes import BUDGET
     from stages.quantization.points import statistics_points
     from stages.quantization.schemes import read_target
     from stages.quantization.statistics import save
@@ -39,14 +40,20 @@ def main(config: Config) -> dict[str, Any]:
     asked = config.collect_statistics
     points = statistics_points(read_graph(model), read_target(config.target_device), asked.perchannel, asked.pot_compatible)
 
-    def infer(instrumented: ov.Model) -> Iterator[list[np.ndarray]]:
-        compiled = engine.compile(instrumented, config.engine, "f32")
-        return engine.infer(compiled, progress(samples, NAME, total=len(samples)))
+    passes = 0
+    # One sample at a time, and few of its tensors, or as many of both as are fastest.
+    hint, requests, budget = ("LATENCY", 1, BUDGET) if asked.inplace_statistic else ("THROUGHPUT", 0, None)
 
-    statistics = collect(model, points, asked.outlier_probs, asked.channel_outlier_probs, infer, len(samples))
+    def infer(instrumented: ov.Model) -> Iterator[list[np.ndarray]]:
+        nonlocal passes
+        passes += 1
+        compiled = engine.compile(instrumented, config.engine, "f32", hint=hint)
+        return engine.infer(compiled, progress(samples, NAME, total=len(samples)), requests)
+
+    statistics = collect(model, points, asked.outlier_probs, asked.channel_outlier_probs, infer, len(samples), budget)
     with artifacts.writing(artifacts.folder(NAME)) as folder:
         save(statistics, folder)
-    return {"samples": len(samples), "tensors": len(points.tensors)}
+    return {"samples": len(samples), "tensors": len(points.tensors), "passes": passes}
 
 
 if __name__ == "__main__":

@@ -15,7 +15,10 @@ def statistics_collected() -> str | None:
     record = artifacts.read_json(path) if path.exists() else {}
     if "tensors" not in record:
         return None
-    return f"one pass over {plural(record['samples'], 'sample')} collected {plural(record['tensors'], 'tensor')}"
+    text = f"over {plural(record['samples'], 'sample')} collected {plural(record['tensors'], 'tensor')}"
+    if record["passes"] == 1:
+        return f"one pass {text}"
+    return f"{record['passes']} passes {text}, few at a time to spare memory (collect_statistics.inplace_statistic)"
 
 
 def corrected_by(corrections: Mapping[str, Any]) -> str:

@@ -465,6 +465,7 @@ RERUNS: dict[str, set[str]] = {
     "quantization: {stat_subset_size: 100}": {"collect_statistics", "quantize", "correct_bias"},
     # POT's fast bias correction reads mean outputs, which are stored for it alone.
     "quantization: {pot_compatible: true}": {"collect_statistics", "quantize", "correct_bias"},
+    "collect_statistics: {inplace_statistic: true}": {"collect_statistics"},
     "quantization: {ignored: {scope: [conv]}}": {"quantize"},
     "bias_correction: {threshold: 3}": {"correct_bias"},
     "evaluate: {confidence: 0.9}": {"evaluate"},

@@ -155,7 +155,13 @@ def test_biases_that_were_left_are_listed(workspace: Path) -> None:
 def test_what_was_collected_and_why(workspace: Path) -> None:
     expected = "statistics: one pass over 300 samples collected 64 tensors"
     assert expected in summary(built.config()).splitlines()
-    (workspace / "build/records/collect_statistics.json").unlink()
+    record = workspace / "build/records/collect_statistics.json"
+    edit(record, passes=5)
+    expected = (
+        "statistics: 5 passes over 300 samples collected 64 tensors, few at a time to spare memory (collect_statistics.inplace_statistic)"
+    )
+    assert expected in summary(built.config()).splitlines()
+    record.unlink()
     assert "statistics:" not in summary(built.config())
 
 

@@ -34,7 +34,8 @@ ENGINE = {
     "stat_requests_number": NEEDLESS + "engine.requests serves statistics and evaluation alike, and is eval_requests_number here",
 }
 COMPRESSION = {
-    "inplace_statistics": NEEDLESS + "statistics are always computed inside the graph where that is possible",
+    "inplace_statistics": NEEDLESS
+    + "statistics are always computed inside the graph where that is possible; collect_statistics.inplace_statistic spares more memory",
     "dump_intermediate_model": NEEDLESS + "build/quantize holds the model before bias correction, always",
 }
 SAMPLING = {

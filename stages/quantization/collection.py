@@ -19,7 +19,7 @@ from openvino import opset13 as op
 from stages.errors import UserError
 from stages.quantization.alignment import TAIL
 from stages.quantization.graph import Graph, Port, bias_add, input_channel_axis, output_channel_axis
-from stages.quantization.passes import Infer, Store, Wanted, run_pass
+from stages.quantization.passes import Infer, Store, Wanted, run_passes
 from stages.quantization.plan import TensorName
 from stages.quantization.points import Points
 from stages.quantization.statistics import Array, Statistics
@@ -51,6 +51,7 @@ def collect(
     channel_outlier_probs: Sequence[float],
     infer: Infer,
     samples: int,
+    budget: int | None = None,
 ) -> Statistics:
     """Run the calibration samples and reduce what they leave at `points`.
 
@@ -61,6 +62,7 @@ def collect(
         channel_outlier_probs: The same per channel.
         infer: Runs the instrumented model in f32 over the samples and yields the outputs of each, in sample order.
         samples: How many there are.
+        budget: Bytes of a sample's tensors that leave the model in one pass (`run_passes`); None: one pass for all.
 
     Raises:
         UserError: a weighted operation's input or output is not finite for some sample, or a tensor has no known rank.
@@ -71,7 +73,7 @@ def collect(
     def of_samples(graph: Graph) -> Iterator[Wanted]:
         return _wanted(graph, points, outlier_probs, channel_outlier_probs, statistics)
 
-    run_pass(model, of_samples, infer, samples)
+    run_passes(model, of_samples, infer, samples, budget)
     for table in (statistics.input_mean, statistics.output_mean):
         for name in table:
             table[name] = table[name] / samples
@@ -84,7 +86,7 @@ def collect(
 def _wanted(
     graph: Graph, points: Points, outlier_probs: Sequence[float], channel_outlier_probs: Sequence[float], statistics: Statistics
 ) -> Iterator[Wanted]:
-    """Everything that the points ask for. They were read from another copy of the model: names lead to this one."""
+    """Everything that the points ask for, the same each time. They were read from another copy of the model: names lead to this one."""
     whole = _of_tensors(statistics.lowest, statistics.highest, statistics.size, outlier_probs)
     channel = _Tails(
         statistics.channel_lowest,
@@ -147,7 +149,7 @@ def _tails(
     """
     name, shape, order = _name(port), port.node.shapes[port.index], port.node.order
     for tails in filter(None, (whole, channels)):
-        tails.size[name] = np.zeros(samples, np.int64)
+        tails.size.setdefault(name, np.zeros(samples, np.int64))
     if shape is None or -1 in shape:
 
         def store(position: int, values: NDArray[Any]) -> None:
@@ -255,7 +257,9 @@ def _sum(table: dict[str, NDArray[np.float64]], name: str) -> Store:
         if not finite.all():
             sample = position + int(np.flatnonzero(~finite)[0])
             raise UserError(f"the model computes values that are not finite at {name} for calibration sample {sample}")
-        table[name] = table.get(name, 0.0) + values.sum(axis=0, dtype=np.float64)
+        total = table.setdefault(name, np.zeros(values.shape[1:]))
+        for value in values:  # one by one: the sum must not depend on how many come together
+            total += value
 
     return store
 

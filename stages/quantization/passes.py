@@ -1,9 +1,9 @@
-"""One inference pass that hands out tensors from inside a model, sample by sample but many samples at a time."""
+"""Inference passes that hand out tensors from inside a model: one, or several of few tensors each where memory is short."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,6 +19,7 @@ Infer = Callable[[ov.Model], Iterable[Sequence[NDArray[Any]]]]
 
 CHUNK = 64  # samples that are handed on together, so that NumPy works on many of them at once
 CHUNK_BYTES = 2**25  # unless they are larger than this
+BUDGET = 2**26  # bytes of a sample that may leave the model at once where memory is short
 
 
 class Wanted(NamedTuple):
@@ -29,27 +30,51 @@ class Wanted(NamedTuple):
     store: Store
 
 
-def run_pass(model: ov.Model, wanted_of: Callable[[Graph], Iterable[Wanted]], infer: Infer, samples: int) -> None:
+def run_passes(
+    model: ov.Model, wanted_of: Callable[[Graph], Iterable[Wanted]], infer: Infer, samples: int, budget: int | None = None
+) -> None:
     """Run a copy of `model` over the samples and store what is wanted of its graph.
 
-    Everything of static shape leaves the graph as one long vector: Python then costs little per sample, however many
-    tensors there are.
+    Args:
+        model: Stays as it is.
+        wanted_of: What is wanted of a graph read from the copy; the same again when it is asked again.
+        infer: Runs a model over the samples and yields the outputs of each, in sample order.
+        samples: How many there are.
+        budget: Bytes that a sample's wanted tensors take at most in one pass; a tensor that is larger has a pass of its own.
+            None: everything in one pass.
 
     Raises:
         UserError: `infer` yields another number of samples than `samples`.
     """
-    clone = model.clone()
-    # By place in the graph: in another order inference takes several times longer.
-    wanted = sorted(wanted_of(read_graph(clone)), key=lambda item: item.order)
-    if not wanted:
+    if budget is None:
+        _run_pass(model, wanted_of, infer, samples, None)
         return
-    joined = [item for item in wanted if _joins(item.output)]
-    alone = [item for item in wanted if not _joins(item.output)]
-    vectors = [_flat(item.output) for item in joined]
-    for result in list(clone.get_results()):
-        clone.remove_result(result)
-    results = [op.result(op.concat(vectors, 0))] if vectors else []
-    clone.add_results([*results, *(op.result(item.output) for item in alone)])
+    for members in _groups(_sizes(model, wanted_of, infer, samples), budget):
+        _run_pass(model, wanted_of, infer, samples, members)
+
+
+def _run_pass(model: ov.Model, wanted_of: Callable[[Graph], Iterable[Wanted]], infer: Infer, samples: int, members: range | None) -> None:
+    """Store what is wanted, or the `members` of it.
+
+    Everything of static shape leaves the graph as one long vector: Python then costs little per sample, however many
+    tensors there are.
+    """
+    clone, wanted = _instrumented(model, wanted_of)
+    chosen = [members is None or place in members for place in range(len(wanted))]
+    if not any(chosen):
+        return
+    joined = [item for item, is_chosen in zip(wanted, chosen, strict=True) if is_chosen and _joins(item.output)]
+    results, alone = [], []
+    if joined:
+        results.append(op.result(op.concat([_flat(item.output) for item in joined], 0)))
+    for item, is_chosen in zip(wanted, chosen, strict=True):
+        if not is_chosen:
+            # It is read all the same: OpenVINO then fuses the same operations in every pass, and rounds alike.
+            results.append(op.result(_largest(item.output)))
+        elif not _joins(item.output):
+            alone.append((len(results), item))
+            results.append(op.result(item.output))
+    clone.add_results(results)
     clone.validate_nodes_and_infer_types()
     shapes = [tuple(item.output.get_shape()) for item in joined]
     ends = np.cumsum([math.prod(shape) for shape in shapes], dtype=np.int64)
@@ -65,8 +90,8 @@ def run_pass(model: ov.Model, wanted_of: Callable[[Graph], Iterable[Wanted]], in
         position = seen % len(rows)
         if joined:
             rows[position] = values[0]
-        for item, value in zip(alone, values[len(results) :], strict=True):
-            item.store(seen, value[None])
+        for place, item in alone:
+            item.store(seen, values[place][None])
         seen += 1
         if position + 1 == len(rows):
             hand_on(seen - len(rows), len(rows))
@@ -74,6 +99,54 @@ def run_pass(model: ov.Model, wanted_of: Callable[[Graph], Iterable[Wanted]], in
         hand_on(seen - rest, rest)
     if seen != samples:
         raise UserError(f"{seen} calibration samples were read where {samples} were expected")
+
+
+def _instrumented(model: ov.Model, wanted_of: Callable[[Graph], Iterable[Wanted]]) -> tuple[ov.Model, list[Wanted]]:
+    """A copy of `model` without results, and what is wanted of it."""
+    clone = model.clone()
+    # By place in the graph: in another order inference takes several times longer.
+    wanted = sorted(wanted_of(read_graph(clone)), key=lambda item: item.order)
+    for result in list(clone.get_results()):
+        clone.remove_result(result)
+    return clone, wanted
+
+
+def _sizes(model: ov.Model, wanted_of: Callable[[Graph], Iterable[Wanted]], infer: Infer, samples: int) -> list[int]:
+    """Bytes that each wanted tensor takes, of the largest sample. Where shapes are dynamic that takes a pass of its own."""
+    clone, wanted = _instrumented(model, wanted_of)
+    shapes = [
+        list(item.output.get_partial_shape().get_min_shape()) if item.output.get_partial_shape().is_static else None for item in wanted
+    ]
+    largest = [0 if shape is None else math.prod(shape) for shape in shapes]
+    dynamic = [place for place, shape in enumerate(shapes) if shape is None]
+    if dynamic:
+        clone.add_results([op.result(op.shape_of(wanted[place].output)) for place in dynamic])
+        clone.validate_nodes_and_infer_types()
+        for values in infer(clone):
+            for place, shape in zip(dynamic, values, strict=True):
+                largest[place] = max(largest[place], math.prod(map(int, shape)))
+    return [count * item.output.get_element_type().size for count, item in zip(largest, wanted, strict=True)]
+
+
+def _groups(sizes: Sequence[int], budget: int) -> Iterator[range]:
+    """Neighbours in the graph, as many as fit in the budget."""
+    start, total = 0, 0
+    for place, size in enumerate(sizes):
+        if total + size > budget and place > start:
+            yield range(start, place)
+            start, total = place, 0
+        total += size
+    if sizes:
+        yield range(start, len(sizes))
+
+
+def _largest(output: ov.Output) -> ov.Output:
+    shape = output.get_partial_shape()
+    if shape.rank.is_dynamic:
+        output, rank = op.reshape(output, np.array([-1]), False).output(0), 1
+    else:
+        rank = shape.rank.get_length()
+    return op.reduce_max(output, np.arange(rank), False).output(0)
 
 
 def _flat(output: ov.Output) -> ov.Output:

@@ -74,7 +74,7 @@ def save(statistics: Statistics, folder: Path) -> None:
     arrays: dict[str, NDArray[Any]] = {}
     entries: list[dict[str, Any]] = []
     for quantity in (*PER_TENSOR, *PER_OPERATION):
-        for key, values in getattr(statistics, quantity).items():
+        for key, values in sorted(getattr(statistics, quantity).items()):  # in whatever order they were collected
             name = {"operation": key} if quantity in PER_OPERATION else {"tensor": list(key)}
             entries.append({"quantity": quantity, **name, "array": str(len(arrays))})
             arrays[str(len(arrays))] = values
@@ -82,7 +82,7 @@ def save(statistics: Statistics, folder: Path) -> None:
         "format": FORMAT,
         "samples": statistics.samples,
         "entries": entries,
-        "input_shape": {name: list(shape) for name, shape in statistics.input_shape.items()},
+        "input_shape": {name: list(shape) for name, shape in sorted(statistics.input_shape.items())},
         "derived": [
             {"tensor": list(tensor), "from": list(source), "scale": scale, "offset": offset}
             for tensor, (source, scale, offset) in statistics.derived.items()

@@ -5,12 +5,14 @@ A tail is a list of values from the extreme inwards. `tail_search` finds them wh
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 Array = NDArray[np.float32]
+LONG = 2**8  # times as many values as a tail has are too many to sort
 
 
 def tail_length(size: int, probabilities: Sequence[float]) -> int:
@@ -48,9 +50,24 @@ def absolute_tail(lowest: Array, highest: Array, size: NDArray[np.integer] | int
 
 def extremes(values: NDArray[np.floating], length: int, *, upper: bool) -> Array:
     """The `length` highest (or lowest) values along the last axis, from the extreme inwards."""
+    if values.shape[-1] >= LONG * length:
+        values = _of_best_rows(values, length, upper)
     count = values.shape[-1]
     if length < count:
         values = np.partition(values, count - length if upper else length - 1, axis=-1)
         values = values[..., count - length :] if upper else values[..., :length]
     ordered = np.sort(values, axis=-1)
     return np.asarray(ordered[..., ::-1] if upper else ordered, np.float32)
+
+
+def _of_best_rows(values: NDArray[np.floating], length: int, upper: bool) -> NDArray[np.floating]:
+    """Of long arrays [..., n] the rows that hold the extremes: those with the most extreme extremes."""
+    width = math.isqrt(values.shape[-1] // length)
+    end = values.shape[-1] // width * width
+    rows = values[..., :end].reshape(*values.shape[:-1], -1, width)
+    ends = rows.max(axis=-1) if upper else rows.min(axis=-1)
+    if np.isnan(ends).any():
+        return values  # a row with one may hold extremes, too
+    best = np.argpartition(-ends if upper else ends, length - 1, axis=-1)[..., :length, None]
+    picked = np.take_along_axis(rows, best, axis=-2)
+    return np.concatenate([picked.reshape(*values.shape[:-1], -1), values[..., end:]], axis=-1)

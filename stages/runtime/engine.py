@@ -61,7 +61,7 @@ def compile(
         raise UserError(f"{engine.device} cannot run the model in precision {precision!r}: {last_line(error)}") from error
 
 
-def infer(compiled: ov.CompiledModel, samples: Iterable[Sample]) -> Iterator[list[np.ndarray]]:
+def infer(compiled: ov.CompiledModel, samples: Iterable[Sample], requests: int = 0) -> Iterator[list[np.ndarray]]:
     """Run samples through a model; yield each sample's outputs, in the order of the samples.
 
     Requests run in parallel in OpenVINO's threads; samples are taken and outputs handed out in the caller's thread. An error in
@@ -69,13 +69,14 @@ def infer(compiled: ov.CompiledModel, samples: Iterable[Sample]) -> Iterator[lis
 
     Args:
         samples: bound to the model (datasets.Samples). Taken lazily, a few ahead of what is yielded.
+        requests: how many samples are under way at once, each with memory of its own for outputs; 0: as many as keep all streams busy.
 
     Yields:
         one array per model output. They are views of OpenVINO's memory, valid until the next one is asked for: copy to keep.
     """
     streams = max(1, compiled.get_property("OPTIMAL_NUMBER_OF_INFER_REQUESTS"))
     # Twice as many requests as streams: while the oldest one's outputs are read, every stream has its next sample waiting.
-    idle = [compiled.create_infer_request() for _ in range(2 * streams)]
+    idle = [compiled.create_infer_request() for _ in range(requests or 2 * streams)]
     running: deque[tuple[ov.InferRequest, list[np.ndarray]]] = deque()
     try:
         for sample in samples:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,7 +22,9 @@ from stages.quantization.plan import TensorName
 from stages.quantization.points import statistics_points
 from stages.quantization.ranges import range_json
 from stages.quantization.solve import Solved, solve
-from stages.quantization.statistics import Statistics
+from stages.quantization.statistics import Statistics, save
+from stages.runtime import engine
+from stages.runtime.datasets import Sample
 from tests.quantization.quantizing import infer, plan_of, statistics_of, tensor
 from tests.quantization.reference_runs import target
 from tests.quantization.small import constant, convolution, images, matmul, model, named, parameter, random
@@ -192,3 +197,48 @@ def test_samples_are_handed_on_in_chunks_without_loss(count: int) -> None:
     tested, samples = model(convolution(x, random(2, 3, 3, 3)), x), images(count)
     _, high, _ = statistics_of(tested, samples).tails(TensorName("x", 0))
     np.testing.assert_array_equal(high[:, 0], [sample.max() for sample in samples])
+
+
+def attention(x: ov.Node) -> ov.Model:
+    """What OpenVINO fuses unless something else reads the tensors between: normalisation, GELU, Multiply and Add."""
+    centred = op.subtract(x, op.reduce_mean(x, np.array([-1]), True))
+    spread = op.sqrt(op.add(op.reduce_mean(op.multiply(centred, centred), np.array([-1]), True), constant(1e-5, "epsilon")))
+    y = op.add(op.multiply(op.divide(centred, spread), constant(random(1, 8), "scale")), constant(random(1, 8, seed=1), "shift"))
+    inner = matmul(y, random(8, 16), "inner")
+    gelu = op.multiply(
+        op.multiply(inner, op.add(op.erf(op.divide(inner, constant(2**0.5, "root"))), constant(1.0, "one"))), constant(0.5, "half")
+    )
+    return model(matmul(op.add(op.multiply(y, y), matmul(gelu, random(16, 8), "outer")), random(8, 2), "last"), x)
+
+
+@pytest.mark.parametrize("dynamic", [False, True])
+@pytest.mark.parametrize("build", [whole, attention])
+def test_many_passes_on_little_memory_give_the_same_bytes(build: Callable[[ov.Node], ov.Model], dynamic: bool, tmp_path: Path) -> None:
+    shape, sizes = ((1, 3, 9, 9), (7, 9, 8)) if build is whole else ((1, 9, 8), (7, 9, 8))
+    tested = build(parameter((*shape[:2], -1, -1) if dynamic and build is whole else (1, -1, 8) if dynamic else shape))
+    data = [random(1, 3, size, size) if build is whole else random(1, size, 8) for size in (sizes if dynamic else (shape[-2],) * 3)]
+    points = statistics_points(read_graph(tested), target(), pot_compatible=True)
+    passes, written = [], []
+    for hint, requests, budget in (("THROUGHPUT", 0, None), ("LATENCY", 1, 1000)):
+
+        def run(instrumented: ov.Model, hint: str = hint, requests: int = requests) -> Iterator[list[np.ndarray]]:
+            passes.append(hint)
+            return engine.infer(engine.compile(instrumented, schema.Engine(), hint=hint), [Sample({"x": x}) for x in data], requests)
+
+        folder = tmp_path / hint
+        folder.mkdir()
+        save(collect(tested, points, [0.05], [0.05], run, len(data), budget), folder)
+        written.append([(folder / name).read_bytes() for name in ("statistics.npz", "index.json")])
+    assert written[0] == written[1]
+    assert passes.count("THROUGHPUT") == 1
+    assert passes.count("LATENCY") > 4
+
+
+@pytest.mark.slow
+def test_little_memory_is_little() -> None:
+    """Pictures of many sizes: whole tensors leave the model, of several samples at once, or a few tensors of one."""
+    found = [subprocess.check_output([sys.executable, "-m", "tests.quantization.statistics_memory", mode], text=True) for mode in "01"]
+    (fast, one, same), (spared, several, bytes_too) = (text.split() for text in found)
+    assert same == bytes_too
+    assert (int(one), int(several)) == (1, 5)
+    assert int(fast) > 2.5 * int(spared)

@@ -155,3 +155,12 @@ def in_graph(values: np.ndarray, length: int | None, channel_length: int | None,
     ends = [end for pair in (found.whole, found.channels) if pair for end in pair if end is not None]
     model = ov.Model([op.result(end) for end in ends], [source])
     return list(next(infer(model, [values])))
+
+
+@pytest.mark.parametrize("upper", [False, True])
+@pytest.mark.parametrize("nans", [0, 1])
+def test_tails_of_long_arrays_are_those_of_all_values(upper: bool, nans: int) -> None:
+    values = np.random.default_rng(0).normal(size=(2, 3, 5003)).astype(np.float32)  # a prime: rows do not divide it
+    values[1, 2, :nans] = np.nan
+    ordered = np.sort(values, axis=-1)  # what is not a number comes last, as everywhere
+    np.testing.assert_array_equal(extremes(values, 7, upper=upper), ordered[..., ::-1][..., :7] if upper else ordered[..., :7])
