@@ -269,7 +269,7 @@ class Benchmark:
     """Latency and throughput measurement."""
 
     enabled: bool = param(True, "measure latency and throughput")
-    seconds: float = param(6.0, "measuring time for all models together", above=0.0)
+    seconds: float = param(6.0, "measuring time for all models together, at most", above=0.0)
 
 
 @dataclass

@@ -40,7 +40,7 @@ def sweep_project(folder: Path, keys: str = PARAMS) -> Project:
 
 def sweep(project: Project, *overrides: str, env: Mapping[str, str] | None = None) -> Outcome:
     """`python -m stages.sweep -m ...`."""
-    return project.run(sys.executable, "-m", "stages.sweep", "-m", *overrides, env=env)
+    return project.run(sys.executable, "-m", "stages.sweep", "-m", *overrides, env=env, timeout=550)
 
 
 def latest(project: Project) -> Path:

@@ -19,9 +19,7 @@ PRESETS = "quantization.preset=performance,mixed"
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("sent", "launcher"), [(signal.SIGINT, "basic"), (signal.SIGKILL, "basic"), (signal.SIGKILL, "joblib")], ids=lambda value: str(value)
-)
+@pytest.mark.parametrize(("sent", "launcher"), [(signal.SIGINT, "basic"), (signal.SIGKILL, "joblib")], ids=lambda value: str(value))
 def test_stopped_and_started_again(tmp_path: Path, sent: signal.Signals, launcher: str) -> None:
     project = sweep_project(tmp_path)
     stopped = start(project, PRESETS, f"hydra/launcher={launcher}")

@@ -7,7 +7,7 @@ within the same fraction of a second, and two models are compared by the ratios 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -21,6 +21,8 @@ from stages.schema import Engine
 BLOCK_SECONDS = 0.02
 LONGEST_BLOCK = 100
 FEWEST_ROUNDS = 3
+FEWEST_TO_SETTLE = 12  # rounds before anything is said to be known
+KNOWN_TO = 0.01  # of a ratio: the half width of its median's interval at which measuring ends
 
 Inputs = Mapping[int, NDArray[Any]]  # by index of the model's input
 
@@ -57,8 +59,23 @@ class NodeTime:
     implementation: str
 
 
-def benchmark(fp32: ov.Model, int8: ov.Model, engine: Engine, inputs: Inputs, seconds: float) -> tuple[dict[str, Any], list[NodeTime]]:
+def benchmark(
+    fp32: ov.Model,
+    int8: ov.Model,
+    engine: Engine,
+    inputs: Inputs,
+    seconds: float,
+    for_throughput: Mapping[str, ov.CompiledModel] | None = None,
+) -> tuple[dict[str, Any], list[NodeTime]]:
     """Latency, throughput and speed-up of the FP32 model in f32, of the same in the device's default precision, and of the INT8 model.
+
+    Args:
+        fp32: The model in floating point.
+        int8: The quantized model.
+        engine: What they run on.
+        inputs: What they are given.
+        seconds: Time for everything. Latency takes less of it where the speed-up is soon known to a hundredth (`settled`).
+        for_throughput: The models `fp32`, `default` (unless that is f32, too) and `int8`, where they are compiled for throughput already.
 
     Returns:
         What latency.json holds (milliseconds, samples per second, and how many times faster INT8 is than each of the others)
@@ -72,8 +89,8 @@ def benchmark(fp32: ov.Model, int8: ov.Model, engine: Engine, inputs: Inputs, se
             del models["default"]  # the same as fp32: measured once
         return models
 
-    rounds = latency(compiled("LATENCY"), inputs, 0.6 * seconds)
-    rates = throughput(compiled("THROUGHPUT"), inputs, 0.3 * seconds)
+    rounds = latency(compiled("LATENCY"), inputs, 0.6 * seconds, settled)
+    rates = throughput(for_throughput or compiled("THROUGHPUT"), inputs, 0.3 * seconds)
     rounds.setdefault("default", rounds["fp32"])
     rates.setdefault("default", rates["fp32"])
     batch = next(iter(inputs.values())).shape[0] if inputs else 1
@@ -120,7 +137,31 @@ def speed_up(reference: NDArray[np.float64], model: NDArray[np.float64]) -> Spre
     return spread(reference / model)
 
 
-def interleave(runs: Mapping[str, Callable[[], object]], seconds: float) -> dict[str, NDArray[np.float64]]:
+def settled(rounds: Mapping[str, Sequence[float]]) -> bool:
+    """Whether the last model's speed-ups over the others are known to a hundredth.
+
+    Known is the median of the rounds' ratios: its interval at 95 % confidence lies between two of the sorted ratios, those
+    0.98 √n places from the middle (binomial distribution of the number of ratios below the median, approximated by a normal one).
+
+    Args:
+        rounds: By model, the seconds of one call in each round.
+    """
+    *others, last = rounds
+    count = len(rounds[last])
+    if count < FEWEST_TO_SETTLE:
+        return False
+    reach = 0.98 * count**0.5
+    low, high = int(count / 2 - reach), min(count - 1, int(count / 2 + reach))
+    for other in others:
+        ratios = np.sort(np.array(rounds[other]) / np.array(rounds[last]))
+        if ratios[high] - ratios[low] > 2 * KNOWN_TO * ratios[count // 2]:
+            return False
+    return True
+
+
+def interleave(
+    runs: Mapping[str, Callable[[], object]], seconds: float, enough: Callable[[Mapping[str, Sequence[float]]], bool] | None = None
+) -> dict[str, NDArray[np.float64]]:
     """Times each callable in rounds: a short block of one, then of the next, and again, each round starting with another one.
 
     A block begins with one untimed call, because the caches still hold the previous model's weights.
@@ -128,6 +169,7 @@ def interleave(runs: Mapping[str, Callable[[], object]], seconds: float) -> dict
     Args:
         runs: What to time, by name.
         seconds: Time for everything; exceeded only where it is too short for three rounds.
+        enough: Says of the rounds so far that they will do, e.g. `settled`.
 
     Returns:
         By name, the median seconds of one call in each round.
@@ -146,6 +188,8 @@ def interleave(runs: Mapping[str, Callable[[], object]], seconds: float) -> dict
             runs[name]()
             rounds[name].append(float(np.median([_timed(runs[name]) for _ in range(calls[name])])))
         done += 1
+        if enough is not None and done >= FEWEST_ROUNDS and enough(rounds):
+            break
     return {name: np.array(times) for name, times in rounds.items()}
 
 
@@ -155,14 +199,19 @@ def _timed(run: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
-def latency(models: Mapping[str, ov.CompiledModel], inputs: Inputs, seconds: float) -> dict[str, NDArray[np.float64]]:
-    """Seconds of one synchronous inference per round and model; compile the models for latency."""
+def latency(
+    models: Mapping[str, ov.CompiledModel],
+    inputs: Inputs,
+    seconds: float,
+    enough: Callable[[Mapping[str, Sequence[float]]], bool] | None = None,
+) -> dict[str, NDArray[np.float64]]:
+    """Seconds of one synchronous inference per round and model; compile the models for latency. See `interleave`."""
 
     def runner(model: ov.CompiledModel) -> Callable[[], object]:
         request = model.create_infer_request()
         return lambda: request.infer(inputs, share_inputs=True, share_outputs=True)
 
-    return interleave({name: runner(model) for name, model in models.items()}, seconds)
+    return interleave({name: runner(model) for name, model in models.items()}, seconds, enough)
 
 
 def saturated(models: Mapping[str, ov.CompiledModel], inputs: Inputs, seconds: float) -> dict[str, NDArray[np.float64]]:

@@ -217,8 +217,8 @@ class Search:
         return trial.complete and self.goal.target.within_budget(trial.score)
 
     def finalists(self) -> list[int]:
-        """Indices of the fastest trials within the budget, and of the presets and the accuracy-aware model."""
-        fastest = self._fastest_inside()[:FINALISTS]
+        """Indices of the fastest trials within the budget (the best where none is), of the presets and the accuracy-aware model."""
+        fastest = self._fastest_inside()[:FINALISTS] or [self.trials.index(self.best)]
         compared = [index for index, trial in enumerate(self.trials) if trial.label in COMPARED and trial.complete]
         return list(dict.fromkeys([*fastest, *compared]))
 

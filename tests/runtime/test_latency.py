@@ -11,7 +11,7 @@ import openvino as ov
 import pytest
 from openvino import opset13 as operations
 
-from stages.runtime.latency import benchmark, interleave, latency, node_times, precision_of, speed_up, spread, throughput
+from stages.runtime.latency import benchmark, interleave, latency, node_times, precision_of, settled, speed_up, spread, throughput
 from stages.schema import Engine
 
 
@@ -79,6 +79,27 @@ def test_rounds_interleave_and_take_turns_in_going_first() -> None:
 
 def test_too_little_time_still_gives_three_rounds() -> None:
     assert len(interleave({"one": lambda: time.sleep(0.001)}, seconds=1e-6)["one"]) == 3
+
+
+def test_settled_when_the_median_is_known_to_a_hundredth() -> None:
+    """Against the chance that another dozen, or hundred, of rounds has a median more than 1 % away."""
+    random = np.random.default_rng(5)
+    for noise, count, expected in ((0.002, 12, True), (0.002, 11, False), (0.1, 40, False), (0.1, 12, False), (0.02, 100, True)):
+        rounds = {"fp32": (2e-3 * random.lognormal(0.0, noise, count)).tolist(), "int8": [1e-3] * count}
+        assert settled(rounds) == expected, (noise, count)
+        rounds["default"] = rounds.pop("int8")  # the last one is what counts, and against each of the others
+        assert settled({"a": random.lognormal(0.0, 0.2, count).tolist(), **rounds}) is False
+    medians = []
+    for _ in range(150):
+        times = (2e-3 * random.lognormal(0.0, 0.02, 400)).tolist()
+        enough = next(count for count in range(12, 401) if settled({"fp32": times[:count], "int8": [1e-3] * count}))
+        medians.append(np.median(times[:enough]) / 2e-3)
+    assert np.mean(np.abs(np.array(medians) - 1.0) <= 0.01) > 0.9
+
+
+def test_enough_rounds_end_the_measurement() -> None:
+    rounds = interleave({"one": lambda: time.sleep(0.001)}, seconds=60.0, enough=lambda rounds: len(rounds["one"]) == 5)
+    assert len(rounds["one"]) == 5
 
 
 def test_latency_and_throughput_see_that_one_model_is_twice_the_other(compile_model: Callable[..., ov.CompiledModel]) -> None:

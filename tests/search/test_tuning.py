@@ -281,6 +281,7 @@ def test_best_is_the_fastest_within_the_budget(problem: Problem, space: Space, t
             trial_with(search, 0.1, 2.0, value=70),
         ]
         assert search.best.label == "0.1 2.0"  # none within: the lowest loss among those that were evaluated
+        assert search.finalists() == [2]  # it is timed all the same: the report tells how fast it is
         search.trials += [trial_with(search, 0.05, 1.5), trial_with(search, 0.01, 1.4), trial_with(search, 0.0, 1.7, complete=False)]
         assert search.best.label == "0.05 1.5"
 
