@@ -124,12 +124,11 @@ def _latency(config: Config, problem: Problem, model: ov.Model) -> dict[str, Any
     if not config.evaluate.benchmark.enabled:
         return {}
     int8 = engine.core().read_model(artifacts.folder("correct_bias") / "model.xml")
-    precision = config.engine.inference_precision
     models = {
         "fp32": (problem.model(), "f32"),
         "default": (problem.model(), "default"),
-        "int8": (int8, precision),
-        NAME: (model, precision),
+        "int8": (int8, engine.int8_precision(int8, config.engine)),
+        NAME: (model, engine.int8_precision(model, config.engine)),
     }
     inputs = dict(enumerate(problem.samples[0].inputs.values()))
     return latency.side_by_side(models, config.engine, inputs, config.evaluate.benchmark.seconds)

@@ -92,7 +92,9 @@ class Engine:
     requests: int = param(0, "parallel inference requests; 0 lets OpenVINO choose", low=0)
     threads: int = param(0, "CPU threads; 0 lets OpenVINO choose", low=0)
     inference_precision: str = param(
-        "default", "precision of what an INT8 model leaves float when it is evaluated", choices=("default", "f32", "bf16", "f16")
+        "default",
+        "precision of what an INT8 model leaves float when it is evaluated; default on CPU: f32 where weights have zero points",
+        choices=("default", "f32", "bf16", "f16"),
     )
 
 

@@ -32,6 +32,7 @@ def summary(config: Config) -> str:
         *_overlap(samples),
         "",
         *_table(evaluation, speed),
+        *(f"WARNING: {warning}" for warning in evaluation["warnings"]),
         "",
         *_statistics(),
         *_quantized(quantizers, rows),

@@ -482,7 +482,7 @@ RERUNS: dict[str, set[str]] = {
 
 # Searches read nearly all of it; while they are disabled that takes them a fraction of a second.
 SEARCHES = {"accuracy_aware", "tune"}
-NOT_OF_SEARCHES = ("tracking", "cluster", "model")
+NOT_OF_SEARCHES = ("tracking", "cluster", "model", "collect_statistics")
 RERUNS |= {
     "accuracy_aware: {maximal_drop: 0.02}": set(),
     # Range estimators by quantiles need statistics that nothing else does.

@@ -187,7 +187,7 @@ def contents(config: Config, key: str) -> Report:
         preset=config.quantization.preset,
         device=config.target_device.name,
         verdict=_verdict(config, evaluation, speed),
-        warnings=tuple(_warnings(samples)),
+        warnings=(*_warnings(samples), *evaluation["warnings"]),
         figures=tuple(_figures(config, evaluation, speed)),
         columns=(*model_names(evaluation["precisions"]).values(), *_searched_names(kept_budget, tuned)),
         results=tuple(_results(config, evaluation, speed)),

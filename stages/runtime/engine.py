@@ -17,6 +17,10 @@ from stages.runtime.datasets import Sample
 from stages.runtime.metrics import Metric
 from stages.schema import Engine
 
+ZERO_POINTS_IN_F32 = (
+    "INT8 runs in f32: its weights have zero points, which OpenVINO's CPU sometimes computes wrongly in bf16;"
+    " deploy it with INFERENCE_PRECISION_HINT f32, or use preset mixed"
+)
 CHUNK = 32  # samples kept in memory while several models run on them
 
 
@@ -59,6 +63,42 @@ def compile(
         if re.split("[.:]", engine.device)[0] not in kinds:
             raise UserError(f"engine.device is {engine.device!r}, but the devices here are: {', '.join(devices)}") from error
         raise UserError(f"{engine.device} cannot run the model in precision {precision!r}: {last_line(error)}") from error
+
+
+def int8_precision(model: ov.Model, engine: Engine) -> str:
+    """The precision in which a quantized model runs: `engine.inference_precision`, or f32 where bf16 cannot be trusted.
+
+    OpenVINO 2026.4's CPU sometimes computes weights with zero points wrongly in bf16, differently each time the model is
+    compiled (2 of 10 compilations of a small model were off by a factor of 300; none of 53 in f32).
+    """
+    if engine.inference_precision == "default" and engine.device.split(".")[0] == "CPU" and has_weight_zero_points(model):
+        return "f32"
+    return engine.inference_precision
+
+
+def has_weight_zero_points(model: ov.Model) -> bool:
+    """Whether weights are quantized asymmetrically: by a FakeQuantize whose middle is not zero, or folded to unsigned numbers or
+    with a Subtract.
+    """
+    for node in model.get_ops():
+        kind = node.get_type_name()
+        if kind not in ("FakeQuantize", "Subtract", "Multiply"):
+            continue
+        data = node.input_value(0).get_node()
+        converted = data.get_type_name() == "Convert"
+        source = data.input_value(0).get_node() if converted else data
+        if source.get_type_name() != "Constant":
+            continue
+        if kind != "FakeQuantize":
+            stored = source.get_element_type()
+            if converted and stored.is_integral() and (kind == "Subtract" or not stored.is_signed()):
+                return True
+            continue
+        low, high = (np.asarray(node.input_value(index).get_node().data, np.float64) for index in (3, 4))
+        step = (high - low) / (node.get_attributes()["levels"] - 1)
+        if np.any(np.abs(low + high) > 1.5 * step):  # one step of asymmetry is that of an even number of levels
+            return True
+    return False
 
 
 def infer(compiled: ov.CompiledModel, samples: Iterable[Sample], requests: int = 0) -> Iterator[list[np.ndarray]]:

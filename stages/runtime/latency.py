@@ -15,7 +15,7 @@ import numpy as np
 import openvino as ov
 from numpy.typing import NDArray
 
-from stages.runtime.engine import compile
+from stages.runtime.engine import compile, int8_precision
 from stages.schema import Engine
 
 BLOCK_SECONDS = 0.02
@@ -81,7 +81,8 @@ def benchmark(
         What latency.json holds (milliseconds, samples per second, and how many times faster INT8 is than each of the others)
         and the node times of the INT8 model.
     """
-    precisions = {"fp32": (fp32, "f32"), "default": (fp32, "default"), "int8": (int8, engine.inference_precision)}
+    precision = int8_precision(int8, engine)
+    precisions = {"fp32": (fp32, "f32"), "default": (fp32, "default"), "int8": (int8, precision)}
 
     def compiled(hint: str) -> dict[str, ov.CompiledModel]:
         models = {name: compile(model, engine, precision, hint=hint) for name, (model, precision) in precisions.items()}
@@ -100,7 +101,7 @@ def benchmark(
         "throughput": {name: rates[name] * batch for name in precisions},
         "speed_up": {name: speed_up(rounds[name], rounds["int8"])._asdict() for name in ("fp32", "default")},
     }
-    return result, node_times(compile(int8, engine, engine.inference_precision, hint="LATENCY", counters=True), inputs, 0.1 * seconds)
+    return result, node_times(compile(int8, engine, precision, hint="LATENCY", counters=True), inputs, 0.1 * seconds)
 
 
 def side_by_side(models: Mapping[str, tuple[ov.Model, str]], engine: Engine, inputs: Inputs, seconds: float) -> dict[str, Any]:

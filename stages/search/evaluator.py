@@ -176,7 +176,7 @@ def _accurate(problem: Problem, candidate: Candidate) -> list[Correction]:
 
 def _judge(problem: Problem, model: ov.Model, task: Task) -> tuple[Rows, bool]:
     positions = all_positions(problem, task)
-    compiled = engine.compile(model, problem.engine, problem.engine.inference_precision)
+    compiled = engine.compile(model, problem.engine, engine.int8_precision(model, problem.engine))
     rows = _rows(problem, compiled, positions)
     chunk = len(positions) if task.stop is None else task.stop.chunk
     found: list[dict[str, NDArray[np.float64]]] = []
@@ -227,7 +227,9 @@ def time_models(problem: Problem, models: Mapping[str, ov.Model], timing: Timing
         return engine.compile(_batched(model, timing.batch), settings, precision, hint=timing.hint, streams=timing.streams)
 
     default = problem.default_precision(replace(timing, seconds=0.0), lambda model: compiled(model, "default"))
-    together = {"default": default} | {name: compiled(model, problem.engine.inference_precision) for name, model in models.items()}
+    together = {"default": default} | {
+        name: compiled(model, engine.int8_precision(model, problem.engine)) for name, model in models.items()
+    }
     return (latency.latency if timing.hint == "LATENCY" else latency.saturated)(together, inputs, timing.seconds)
 
 

@@ -12,6 +12,7 @@ import pytest
 from openvino import opset13 as operations
 
 from stages.errors import UserError
+from stages.quantization.build import compress_weights
 from stages.runtime import engine
 from stages.runtime.datasets import Sample, Samples, model_inputs
 from stages.runtime.metrics import Accuracy, Metric, ReferenceError
@@ -227,3 +228,31 @@ def test_last_line_finds_the_reason() -> None:
     error = RuntimeError("Exception from src/a.cpp:1:\nCheck 'x' failed at src/b.cpp:2:\nthe reason\n\n---\n")
     assert engine.last_line(error) == "the reason"
     assert engine.last_line(RuntimeError("")) == "RuntimeError"
+
+
+def quantized_layer(low: float, high: float, levels: int, folded: bool) -> ov.Model:
+    x = operations.parameter([1, 8], np.float32, name="x")
+    borders = [operations.constant(np.full((8, 1), border, np.float32)) for border in (low, high, low, high)]
+    weights = operations.fake_quantize(operations.constant(WEIGHTS), *borders, levels)
+    model = ov.Model([operations.matmul(x, weights, False, False)], [x])
+    if folded:
+        compress_weights(model)
+    return model
+
+
+@pytest.mark.parametrize("folded", [False, True])
+@pytest.mark.parametrize(
+    ("low", "high", "levels", "expected"),
+    [(-2.0, 2.0, 255, "default"), (-2.0 * 128 / 127, 2.0, 256, "default"), (-1.0, 3.0, 256, "f32"), (0.0, 3.0, 256, "f32")],
+)
+def test_weights_with_zero_points_run_in_f32(low: float, high: float, levels: int, expected: str, folded: bool) -> None:
+    model = quantized_layer(low, high, levels, folded)
+    assert engine.int8_precision(model, Engine()) == expected
+    assert engine.int8_precision(model, Engine(inference_precision="bf16")) == "bf16"  # what is asked for, is done
+    assert engine.int8_precision(model, Engine(device="GPU")) == "default"
+
+
+def test_a_floating_point_model_has_no_zero_points() -> None:
+    x = operations.parameter([1, 8], np.float32, name="x")
+    shifted = operations.subtract(operations.matmul(x, operations.constant(WEIGHTS), False, False), operations.constant(np.float32(1)))
+    assert not engine.has_weight_zero_points(ov.Model([shifted], [x]))
