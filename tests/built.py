@@ -187,6 +187,7 @@ def evaluation(drop: float) -> dict[str, Any]:
         "samples": 1000,
         "confidence": 0.95,
         "precisions": {"fp32": "f32", "default": "bf16", "int8": "bf16"},
+        "warnings": [],
         "size_bytes": {"fp32": 10_900_000, "int8": 3_100_000},
         "device": "Test(R) Processor",
         "cores": 2,
