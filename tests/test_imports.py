@@ -26,7 +26,6 @@ HEAVY = {
     "openvino",
     "optuna",
     "pandas",
-    "PIL",
 }
 COMPOSING = {"hydra", "omegaconf"}
 COMPUTING = {"numpy", "openvino"}
