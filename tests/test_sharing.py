@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,19 +11,13 @@ import pytest
 from moto.server import ThreadedMotoServer
 
 from stages.artifacts import file_sha256
-from tests.project import Outcome, Project
-from tests.sweeping import sweep_project
+from tests.project import Project
+from tests.repository import commit, dvc, git, repository
 
 pytestmark = pytest.mark.slow
 
 BUCKET = "pot"
 KEYS = {"AWS_ACCESS_KEY_ID": "me", "AWS_SECRET_ACCESS_KEY": "sekret", "AWS_DEFAULT_REGION": "us-east-1"}
-PARAMS = """\
-model: {name: net, path: data/net.xml}
-data: {name: own, calibration: {path: data/samples.npz}, calibration_size: 24}
-evaluate: {noise_samples: 2, benchmark: {enabled: false}}
-tracking: {enabled: false} # test_track has a restored result logged
-"""
 
 
 @pytest.fixture(scope="module")
@@ -40,35 +33,18 @@ def s3() -> Iterator[str]:
     server.stop()
 
 
-def dvc(project: Project, *arguments: str) -> Outcome:
-    outcome = project.run(sys.executable, "-m", "dvc", *arguments, env=KEYS)
-    assert outcome.code == 0, outcome.output
-    return outcome
-
-
-def git(project: Project, *arguments: str) -> None:
-    me = ("-c", "user.name=me", "-c", "user.email=me@example")
-    outcome = project.run("git", *me, *arguments)
-    assert outcome.code == 0, outcome.output
-
-
 @pytest.fixture(scope="module")
 def first(tmp_path_factory: pytest.TempPathFactory, s3: str) -> Project:
     """A git repository with a network and samples of its own, built and pushed to two remotes; all but dvc.lock is committed."""
     folder = tmp_path_factory.mktemp("first")
-    project = sweep_project(folder, PARAMS)
-    (project.root / ".dvc/config.local").unlink()  # a repository, not a copy without git
-    for file in (folder / "files").iterdir():
-        file.rename(project.root / "data" / file.name)
-    git(project, "init", "--quiet")
+    project = repository(folder, "tracking: {enabled: false} # test_track has a restored result logged\n")
     dvc(project, "remote", "add", "folder", str(folder / "shared"))
     dvc(project, "remote", "add", "s3", f"s3://{BUCKET}/results")
     dvc(project, "remote", "modify", "s3", "endpointurl", s3)
-    git(project, "add", "--all")
-    git(project, "commit", "--quiet", "--message=unbuilt")
+    commit(project)
     assert {"prepare", "quantize", "evaluate"} <= set(dvc(project, "repro").stages)
     for remote in ("folder", "s3"):
-        dvc(project, "push", "--run-cache", "--remote", remote)
+        dvc(project, "push", "--run-cache", "--remote", remote, env=KEYS)
     return project
 
 
@@ -89,7 +65,7 @@ def test_a_clone_takes_everything_from_the_remote(first: Project, tmp_path: Path
         shutil.copy(first.root / "dvc.lock", second.root)
     assert (second.root / "dvc.lock").exists() == locked
     assert not (second.root / "build").exists() and not (second.root / ".dvc/cache").exists()
-    outcome = dvc(second, "repro", "--pull")
+    outcome = dvc(second, "repro", "--pull", env=KEYS)
     assert outcome.stages == ["track"], outcome.output
     found = results(second)
     assert found == results(first)
