@@ -2,6 +2,12 @@
 
 result.json says what the budget is, how far the model is from it on the search's samples and on the held-out ones, and which
 layers returned to floating point; trace.json has a line for every model that was tried, and why it was taken or not.
+
+Examples:
+    dvc repro accuracy_aware         # with `accuracy_aware: {enabled: true}` in params.yaml; killed, it goes on where it was
+    dvc metrics show                 # the drops, on the search's samples and on the held-out ones
+    dvc plots show                   # accuracy and layers in floating point over the iterations
+    python -m stages.accuracy_aware  # this stage alone, from what is in build/
 """
 
 from __future__ import annotations

@@ -18,6 +18,7 @@ import yaml
 
 from stages.config import CONF, PARAMS, choices, composing, merge
 from stages.errors import ConfigError
+from stages.passwords import addresses, has_password, without_passwords
 from stages.schema import MISSING
 from stages.wording import show
 
@@ -48,8 +49,9 @@ def combinations(overrides: Sequence[str]) -> list[Combination]:
     """Every combination of the values that `overrides` lists, in Hydra's order: `data=arrays,custom`, `seed=range(3)`.
 
     Raises:
-        ConfigError: an override cannot be read.
+        ConfigError: an override cannot be read, or holds a password.
     """
+    _refuse_passwords(overrides)
     from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
     from hydra.core.global_hydra import GlobalHydra
 
@@ -64,6 +66,18 @@ def combinations(overrides: Sequence[str]) -> list[Combination]:
         )
         for each in jobs
     ]
+
+
+def _refuse_passwords(overrides: Sequence[str]) -> None:
+    """What sets jobs apart names them: in tables, files, logs and MLflow."""
+    for override in overrides:
+        key, _, value = override.partition("=")
+        # Of where results are tracked, an address may lack its scheme.
+        if any(has_password(address) for address in addresses(value)) or (key.lstrip("+").startswith("tracking") and has_password(value)):
+            raise ConfigError(
+                f"{without_passwords(key)}: a password or token is not allowed, as jobs are named by their values, and these are stored; "
+                "expected an address without it: one with a password goes into the environment, as MLFLOW_TRACKING_URI"
+            )
 
 
 def _as_yaml(value: str) -> str:

@@ -24,6 +24,11 @@ def has_password(address: str) -> bool:
     return bool(at) and not rest.startswith("/") and (":" in user or scheme.startswith("http"))
 
 
+def addresses(text: str) -> list[str]:
+    """The words of `text`, such as a list or a section in YAML, that are addresses with a scheme."""
+    return re.findall(r"""[^\s,'"{}\[\]=]*://[^\s,'"]+""", text)
+
+
 def is_escaped(address: str) -> bool:
     """Whether the address can be read in one way only: its one @, if any, stands before the host."""
     _, rest = _split(address)

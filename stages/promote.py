@@ -1,5 +1,6 @@
 """Make the parameters of a sweep's job the project's own: its params.yaml replaces the one in this folder.
 
+Examples:
     python -m stages.promote multirun/2026-11-21_12-30-00/1
     python -m stages.promote 1                                   job 1 of the latest sweep
 

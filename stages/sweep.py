@@ -1,5 +1,6 @@
 """Build variants of the project side by side: one pipeline per combination of the given values, and a table of them all.
 
+Examples:
     python -m stages.sweep -m quantization.preset=performance,mixed,accuracy
     python -m stages.sweep -m target_device=cpu,npu quantization.preset=performance,mixed     every combination
     python -m stages.sweep -m experiment=none,outliers                                        options of any group in conf/
@@ -35,6 +36,7 @@ from stages import job, track
 from stages.config import CONF, PARAMS, completed, compose, composing
 from stages.errors import ConfigError, UserError
 from stages.overrides import Combination, combinations, edited
+from stages.passwords import without_passwords
 from stages.report import comparison
 from stages.schema import Config
 from stages.stage import quiet_libraries
@@ -58,7 +60,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return sweep(parser.parse_args(arguments).overrides)
     except UserError as error:
-        print(f"sweep: error: {error}", file=sys.stderr)
+        print(f"sweep: error: {without_passwords(str(error))}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("sweep: interrupted", file=sys.stderr)
@@ -74,8 +76,8 @@ def sweep(overrides: Sequence[str]) -> int:
     started = time.perf_counter()
     hydra = [override for override in overrides if override.lstrip("+").startswith(("hydra.", "hydra/"))]
     own = [override for override in overrides if override not in hydra]
-    parallel = _runs_in_parallel(hydra)
     wanted = combinations(own)
+    parallel = _runs_in_parallel(hydra)
     place = _new_folder()
     print(f"sweep: {plural(len(wanted), 'job')} in {place}/, and what they say in {place}/*.log", flush=True)
     jobs = prepare(place, wanted, parallel=parallel)

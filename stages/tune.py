@@ -2,6 +2,12 @@
 
 trials.json has a row per trial, result.json says which one is best and whether it keeps the budget. `--show-space` prints what
 may be chosen for each layer, and stops.
+
+Examples:
+    python -m stages.tune --show-space     # before a long run
+    dvc repro tune                         # with `tune: {enabled: true}` in params.yaml; killed, it goes on where it was
+    dvc plots show                         # the trials, the best so far, and what mattered most
+    python -m stages.tune                  # this stage alone, from what is in build/
 """
 
 from __future__ import annotations

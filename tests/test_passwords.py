@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
-from stages import track
+from stages import sweep, track
 from stages.errors import UserError
+from stages.overrides import combinations
 from stages.passwords import has_password, is_escaped, without_passwords, without_user
 from stages.wording import show
 from tests import built
@@ -81,6 +84,33 @@ def test_other_mistakes_with_an_address_do_not_tell_it(project: Project, keys: s
     assert len(outcome.errors) == 1 and "tracking" in outcome.errors[0], outcome.output
     assert SECRET not in outcome.output
     assert holding(project) <= {"params.yaml"}
+
+
+@pytest.mark.parametrize(
+    "override",
+    [f"tracking.tracking_uri={address}" for address in WITH_PASSWORD]
+    + [
+        "tracking.tracking_uri=sqlite:///mlflow.db,http://me:sekret@host",
+        "tracking.tracking_uri=me:sekret@host/db",
+        "tracking={tracking_uri: 'http://me:sekret@host', enabled: true}",
+        "+data.calibration.address=[a,'https://sekret@host/file']",
+    ],
+)
+def test_a_sweep_refuses_a_password_before_anything_is_named_by_it(
+    override: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert sweep.main(["-m", override, "quantization.preset=performance,mixed"]) == 1
+    (line,) = "".join(capsys.readouterr()).splitlines()
+    assert line.startswith(f"sweep: error: {override.partition('=')[0]}: a password or token is not allowed")
+    assert SECRET not in line and not list(tmp_path.iterdir())
+
+
+def test_a_sweep_takes_other_addresses() -> None:
+    addresses = "sqlite:///mlflow.db,http://host:5000/mlflow/,postgresql://me@host/db,databricks"
+    jobs = combinations([f"tracking.tracking_uri={addresses}", "+data.calibration.tokenizer=a,b"])
+    assert len(jobs) == 2 * (addresses.count(",") + 1)
+    assert {job.differences[1] for job in jobs} == {"tokenizer=a", "tokenizer=b"}
 
 
 def holding(project: Project) -> set[str]:

@@ -6,6 +6,7 @@ import errno
 import fcntl
 import io
 import os
+import runpy
 import signal
 import subprocess
 import sys
@@ -293,9 +294,14 @@ MODULES = sorted(path.stem for path in (ROOT / "stages").glob("*.py") if '__name
 
 
 @pytest.mark.parametrize("module", MODULES)
-def test_every_module_that_runs_has_help_with_examples(module: str) -> None:
-    command = [sys.executable, "-m", f"stages.{module}", "--help"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
-    assert done.stdout.startswith(f"usage: python -m stages.{module}")
-    examples = done.stdout.partition("\nExamples:\n")[2]
+@pytest.mark.filterwarnings("ignore:.*found in sys.modules:RuntimeWarning")  # of runpy: another test has imported it
+def test_every_module_that_runs_has_help_with_examples(
+    module: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", [module, "--help"])
+    with pytest.raises(SystemExit, match=r"^0$"):
+        runpy.run_module(f"stages.{module}", run_name="__main__", alter_sys=True)
+    shown = capsys.readouterr().out
+    assert shown.startswith(f"usage: python -m stages.{module}")
+    examples = shown.partition("\nExamples:\n")[2]
     assert f"python -m stages.{module}" in examples or f"dvc repro {module}" in examples

@@ -110,12 +110,6 @@ def test_mistakes_stop_before_anything_runs(project: Project, override: str, mes
     assert not list((project.root / "multirun").glob("*/[0-9]*"))
 
 
-def test_help_has_examples(project: Project) -> None:
-    for module in ("sweep", "promote"):
-        outcome = project.run(sys.executable, "-m", f"stages.{module}", "--help")
-        assert (outcome.code, f"    python -m stages.{module} " in outcome.output) == (0, True)
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("launcher", [["joblib", "hydra.launcher.n_jobs=2"], ["submitit_local", "hydra.launcher.timeout_min=10"]])
 def test_parallel_jobs_share_what_they_have_in_common(tmp_path: Path, launcher: list[str]) -> None:
