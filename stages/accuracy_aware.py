@@ -129,7 +129,7 @@ def _latency(config: Config, problem: Problem, model: ov.Model) -> dict[str, Any
 
     if not config.evaluate.benchmark.enabled:
         return {}
-    int8 = engine.core().read_model(artifacts.folder("correct_bias") / "model.xml")
+    int8 = engine.read_artifact(artifacts.folder("correct_bias"))
     models = {
         "fp32": (problem.model(), "f32"),
         "default": (problem.model(), "default"),

@@ -35,7 +35,7 @@ def main(config: Config) -> dict[str, Any]:
     from stages.runtime import engine
     from stages.samples import calibration_samples
 
-    model = engine.core().read_model(artifacts.folder("prepare") / "model.xml")
+    model = engine.read_artifact(artifacts.folder("prepare"))
     samples = calibration_samples(config)
     asked = config.collect_statistics
     points = statistics_points(read_graph(model), read_target(config.target_device), asked.perchannel, asked.pot_compatible)

@@ -34,7 +34,7 @@ def main(config: Config) -> dict[str, Any]:
     from stages.runtime import engine
     from stages.samples import calibration_samples
 
-    model = engine.core().read_model(artifacts.folder("prepare") / "model.xml")
+    model = engine.read_artifact(artifacts.folder("prepare"))
     plan = plan_from_json(artifacts.read_json(artifacts.folder("quantize") / "quantizers.json"))
     statistics = load(artifacts.folder("collect_statistics"))
     correction, pot_compatible = config.bias_correction, config.quantization.pot_compatible

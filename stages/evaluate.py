@@ -38,7 +38,7 @@ def main(config: Config) -> dict[str, Any]:
     from stages.samples import validation_samples
 
     paths = {"fp32": artifacts.folder("prepare"), "int8": artifacts.folder("correct_bias")}
-    models = {name: engine.core().read_model(folder / "model.xml") for name, folder in paths.items()}
+    models = {name: engine.read_artifact(folder) for name, folder in paths.items()}
     samples = validation_samples(config)
 
     metrics = {name: create(section, f"metric.{name}") for name, section in config.metric.items()}

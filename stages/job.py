@@ -26,6 +26,7 @@ import yaml
 from stages import artifacts, track
 from stages.config import load_config
 from stages.errors import UserError
+from stages.stage import parent_of
 
 # Never part of a copy: results and stores, which grow, and hidden files but DVC's own.
 LEFT_OUT = {"build", "dvc_plots", "mlartifacts", "mlruns", "multirun", "outputs"}
@@ -354,21 +355,29 @@ def _log(sweep: Path, job: Job) -> track.Run | None:
 
 
 def _die_with_the_sweep() -> None:
-    """End this process soon after the sweep that is its parent has been killed; joblib's would go on for minutes.
+    """End this process soon after the sweep above it has been killed; joblib's would go on for minutes, submitit's to their end.
 
-    DVC below it then ends with the first word that nobody reads. Jobs that another process has started, such as submitit's, are
-    none of our business.
+    DVC below it then ends with the first word that nobody reads. Jobs that a cluster has started are none of our business.
     """
-    sweep = int(os.environ.get(SWEEP, 0))
-    if os.getppid() != sweep or any(thread.name == SWEEP for thread in threading.enumerate()):
+    chain = _ancestors_up_to(int(os.environ.get(SWEEP, 0)))
+    if not chain or any(thread.name == SWEEP for thread in threading.enumerate()):
         return
 
     def watch() -> None:
-        while os.getppid() == sweep:
+        while _ancestors_up_to(chain[-1]) == chain:
             time.sleep(_ORPHAN_CHECK_SECONDS)
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True, name=SWEEP).start()
+
+
+def _ancestors_up_to(process: int) -> list[int]:
+    """The parent of this process and those above it, up to a certain one; empty where that one is not among them."""
+    chain = [os.getppid()]
+    with suppress(OSError):  # no /proc, or a process that has just ended
+        while chain[-1] not in (process, 0):
+            chain.append(parent_of(chain[-1]))
+    return chain if chain[-1] == process else []
 
 
 @contextmanager

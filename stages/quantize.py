@@ -27,7 +27,7 @@ def main(config: Config) -> dict[str, Any]:
     from stages.quantization.statistics import load
     from stages.runtime import engine
 
-    model = engine.core().read_model(artifacts.folder("prepare") / "model.xml")
+    model = engine.read_artifact(artifacts.folder("prepare"))
     statistics = load(artifacts.folder("collect_statistics"))
     plan = make_plan(read_graph(model), read_target(config.target_device), config.quantization, statistics)
     require_something_to_quantize(plan)

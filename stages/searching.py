@@ -36,8 +36,8 @@ def make_problem(config: Config, *, calibration: bool = False) -> Problem:
     calibration: whether candidates need inference over calibration samples (the accurate BiasCorrection does).
     """
     prepare, statistics = artifacts.folder("prepare"), artifacts.folder("collect_statistics")
+    model = engine.read_artifact(prepare)
     xml, weights = ((prepare / name).read_bytes() for name in ("model.xml", "model.bin"))
-    model = engine.core().read_model(prepare / "model.xml")
     primary = config.evaluate.primary_metric or next(iter(config.metric))
     names = sorted(config.metric, key=lambda name: name != primary)
     metrics = {name: create(config.metric[name], f"metric.{name}") for name in names}

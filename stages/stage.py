@@ -116,6 +116,8 @@ def _alone(name: str, patience: float | None) -> Iterator[None]:
 
     The kernel releases it when the process ends, however it ends.
     """
+    if artifacts.BUILD.exists() and not artifacts.BUILD.is_dir():
+        raise UserError(f"{artifacts.BUILD} is a file, but must be a folder, or not there")
     artifacts.BUILD.mkdir(exist_ok=True)
     with open(artifacts.BUILD / ".lock", "w") as lock:
         try:
@@ -166,12 +168,17 @@ def _ancestors_up_to_dvc() -> list[int]:
     process, chain = os.getppid(), [os.getppid()]
     try:
         while b"\0DVC_STAGE=" in b"\0" + Path(f"/proc/{process}/environ").read_bytes():
-            status = Path(f"/proc/{process}/stat").read_text()
-            process = int(status.rpartition(")")[2].split()[1])
+            process = parent_of(process)
             chain.append(process)
     except OSError:
         pass  # no /proc, or a process that has just ended
     return chain
+
+
+def parent_of(process: int) -> int:
+    """The number of a process's parent. OSError where there is no /proc, or where the process has ended."""
+    status = Path(f"/proc/{process}/stat").read_text()
+    return int(status.rpartition(")")[2].split()[1])
 
 
 def quiet_libraries() -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import fcntl
+import importlib
 import io
 import os
 import runpy
@@ -18,6 +20,8 @@ import pytest
 
 from stages import artifacts, progress, stage
 from stages.errors import UserError
+from stages.schema import AccuracyAware, Tune
+from tests import built
 from tests.project import ROOT, Project
 
 # A stage that takes its time, and leaves traces while it is at work.
@@ -138,6 +142,31 @@ def test_stage_without_configuration_is_one_line(project: Project) -> None:
     project.write("stages/slow.py", SLOW.format(name="slow", seconds=0))
     outcome = project.run(sys.executable, "-m", "stages.slow")
     assert (outcome.code, outcome.output) == (1, "slow: error: build/config.yaml is missing; run `dvc repro`\n")
+
+
+@pytest.mark.parametrize("name", ["collect_statistics", "quantize", "correct_bias", "evaluate", "accuracy_aware", "tune"])
+@pytest.mark.parametrize("damaged", [False, True])
+def test_a_stage_whose_inputs_are_missing_or_damaged_says_which(
+    name: str, damaged: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    if damaged:
+        (tmp_path / "build" / "prepare").mkdir(parents=True)
+        (tmp_path / "build" / "prepare" / "model.xml").write_text("<net><lay")
+    settings = dataclasses.replace(built.config(), accuracy_aware=AccuracyAware(enabled=True), tune=Tune(enabled=True))
+    message = r"cannot be read \(.+\); run `dvc repro --force prepare`" if damaged else "is missing; run `dvc repro`"
+    with pytest.raises(UserError, match=f"^build/prepare/model.xml {message}$"):
+        importlib.import_module(f"stages.{name}").main(settings)
+
+
+def test_a_file_where_the_build_folder_should_be(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "build").write_text("mine")
+    assert stage.guarded("prepare", lambda: None) == 1
+    assert capsys.readouterr().err == "prepare: error: build is a file, but must be a folder, or not there\n"
+    assert (tmp_path / "build").read_text() == "mine"
 
 
 def test_libraries_cannot_call_home() -> None:

@@ -19,13 +19,18 @@ PRESETS = "quantization.preset=performance,mixed"
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("sent", "launcher"), [(signal.SIGINT, "basic"), (signal.SIGKILL, "joblib")], ids=lambda value: str(value))
+@pytest.mark.parametrize(
+    ("sent", "launcher"),
+    [(signal.SIGINT, "basic"), (signal.SIGKILL, "joblib"), (signal.SIGKILL, "submitit_local")],
+    ids=lambda value: str(value),
+)
 def test_stopped_and_started_again(tmp_path: Path, sent: signal.Signals, launcher: str) -> None:
     project = sweep_project(tmp_path)
     stopped = start(project, PRESETS, f"hydra/launcher={launcher}")
-    for line in stopped.stdout or ():
-        if line.endswith(": evaluate\n"):
-            break
+    # submitit keeps what its jobs say in files of its own.
+    while not any("Running stage 'evaluate'" in log.read_text() for log in project.root.glob("multirun/*/*.log")):
+        assert stopped.poll() is None
+        time.sleep(0.1)
     os.kill(stopped.pid, sent)
     rest, _ = stopped.communicate(timeout=60)
     if sent == signal.SIGINT:

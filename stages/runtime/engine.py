@@ -7,6 +7,7 @@ import re
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -28,6 +29,21 @@ CHUNK = 32  # samples kept in memory while several models run on them
 def core() -> ov.Core:
     """The process's one OpenVINO core: making another costs a quarter of a second."""
     return ov.Core()
+
+
+def read_artifact(folder: Path) -> ov.Model:
+    """The model that a stage wrote to `folder`.
+
+    Raises:
+        UserError: it is missing or damaged.
+    """
+    path = folder / "model.xml"
+    if not path.exists():
+        raise UserError(f"{path} is missing; run `dvc repro`")
+    try:
+        return core().read_model(path)
+    except RuntimeError as error:
+        raise UserError(f"{path} cannot be read ({last_line(error)}); run `dvc repro --force {folder.name}`") from error
 
 
 def compile(

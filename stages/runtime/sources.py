@@ -185,12 +185,22 @@ def _converted(source: Source, input_shape: Mapping[str, Sequence[int]]) -> ov.M
     except UserError:
         raise
     except Exception as error:  # OpenVINO's front ends raise types of their own, and plain Exceptions
-        raise UserError(f"{source.path} cannot be imported: {last_line(error)}") from error
+        raise UserError(f"{source.path} cannot be imported: {last_line(error)}{_about_weights(source)}") from error
     if not model.inputs or not model.outputs:
         raise UserError(f"{source.path} is corrupt or empty: it has {len(model.inputs)} inputs and {len(model.outputs)} outputs")
     if input_shape:
         _reshape(model, input_shape)
     return model
+
+
+def _about_weights(source: Source) -> str:
+    """Of a model that cannot be read, what OpenVINO does not say: which file its weights are expected in, and whether it is there."""
+    suffix = WEIGHTS.get(source.path.suffix.lower())
+    if suffix is None:
+        return ""
+    weights = source.path.with_suffix(suffix)
+    found = f"{weights.stat().st_size} bytes" if weights.is_file() else "which does not exist"
+    return f" (its weights: {weights}, {found})"
 
 
 def _reshape(model: ov.Model, input_shape: Mapping[str, Sequence[int]]) -> None:

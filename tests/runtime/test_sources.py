@@ -201,9 +201,14 @@ def test_corrupt_files_are_one_line(name: str, damage: str, tmp_path: Path, ir: 
     assert "\n" not in str(error.value)
 
 
-def test_an_ir_without_its_weights(ir: Path) -> None:
-    ir.with_suffix(".bin").unlink()
-    with pytest.raises(UserError, match=r"net\.xml cannot be imported") as error:
+@pytest.mark.parametrize(("left", "words"), [(None, "which does not exist"), (0, "0 bytes"), (20, "20 bytes")])
+def test_an_ir_without_its_weights(ir: Path, left: int | None, words: str) -> None:
+    weights = ir.with_suffix(".bin")
+    content = weights.read_bytes()
+    weights.unlink()
+    if left is not None:
+        weights.write_bytes(content[:left])
+    with pytest.raises(UserError, match=rf"net\.xml cannot be imported: .+ \(its weights: {weights}, {words}\)$") as error:
         sources.read(local(ir))
     assert "\n" not in str(error.value)
 
