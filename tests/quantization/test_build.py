@@ -13,7 +13,7 @@ import pytest
 from openvino import opset13 as op
 
 from stages import schema
-from stages.quantization.build import build, corrections_json, quantizers_json, save_model
+from stages.quantization.build import build, compress_weights, corrections_json, quantizers_json, save_model
 from stages.quantization.plan import Plan
 from stages.quantization.statistics import Statistics
 from tests.quantization.quantizing import (
@@ -77,6 +77,20 @@ def test_compressed_weights_compute_what_their_quantizers_do(preset: str) -> Non
         (first,), (second,) = (tensor(version, quantizer.name, IMAGES[:1]) for version in (tested.model, small))
         step = np.abs(first).max() / 127
         assert np.mean(np.abs(first - second) > 1e-3 * step) < 0.02  # values between two levels may go either way
+
+
+def test_a_compressed_model_in_memory_is_what_is_read_from_its_file(tmp_path: Path) -> None:
+    """Else evaluations of candidates would be wrong now and then: see `compress_weights`."""
+
+    def marks(found: ov.Model) -> list[tuple[str, str, list[str]]]:
+        nodes = [node for node in found.get_ordered_ops() if node.get_type_name() != "Constant"]
+        return sorted((node.get_friendly_name(), node.get_type_name(), sorted(node.get_rt_info().keys())) for node in nodes)
+
+    made = quantized(network(), IMAGES).model
+    save_model(made, tmp_path)
+    before = marks(made)
+    compress_weights(made)
+    assert marks(made) == marks(core().read_model(tmp_path / "model.xml")) != before
 
 
 def test_activations_between_layers_lie_on_levels() -> None:
