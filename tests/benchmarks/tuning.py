@@ -114,7 +114,7 @@ def _print_finals(problem: Problem, found: dict[str, list[Search]]) -> None:
         f"{sampler} {seed}": search.best for sampler, searches in found.items() for seed, search in enumerate(searches)
     }
     search = found[tpe.TPE][0]
-    trials |= {trial.label: trial for trial in search.trials if trial.label in COMPARED}
+    trials |= {trial.label: trial for trial in search.trials if trial.label in COMPARED and trial.complete}
     timing = search.goal.timing
     if timing is None:
         return
