@@ -18,6 +18,7 @@ from stages.config import load_config
 from stages.errors import UserError
 from stages.schema import AccuracyAware, BudgetMetric, Cluster, Config
 from stages.search.budget import Parts, divide
+from stages.search.reversion import Reversion, State
 from stages.searching import base_candidate, make_problem
 from stages.starting_points import mixed_candidate
 from tests.project import Project, copy_project
@@ -293,6 +294,22 @@ def test_the_mixed_preset_is_tried_on_request(config: Config) -> None:
     assert mixed_candidate(config, problem, base) is None
     search(config)
     assert "mixed preset" not in phases()
+
+
+def test_confidence_seed_and_the_samples_reach_the_search(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[Reversion] = []
+
+    class Seen(Reversion):
+        def run(self, *arguments: Any) -> State:
+            seen.append(self)
+            return super().run(*arguments)
+
+    monkeypatch.setattr("stages.search.reversion.Reversion", Seen)
+    other = dataclasses.replace(config, seed=9, evaluate=dataclasses.replace(config.evaluate, confidence=0.8))
+    search(other, maximal_drop=0.9, held_out_ratio=0.4)
+    (found,) = seen
+    assert (found.confidence, found.seed, found.settings.held_out_ratio) == (0.8, 9, 0.4)
+    assert found.positions == divide(COUNT - CALIBRATION, 0.4, 1.0, 9).search
 
 
 def test_estimators_and_bias_correction_are_tuned_on_request(config: Config) -> None:

@@ -193,6 +193,8 @@ REFUSED: dict[str, tuple[str, ...]] = {
     "data: {calibration: {_target_: TextLines}}": ("data.calibration._target_: 'TextLines'", "dotted name"),
     "data: {calibration: {_target_: stages.runtime.text_line.TextLines}}": ("did you mean 'text_lines'",),
     "accuracy_aware: {maximal_drop: -0.01}": ("accuracy_aware.maximal_drop: -0.01", "at least 0.0"),
+    "accuracy_aware: {metrics: [{name: exact_match, maximal_drop: -1}]}": ("accuracy_aware.metrics[0].maximal_drop: -1", "at least 0.0"),
+    "accuracy_aware: {quantizers_sha256: abc}": ("accuracy_aware.quantizers_sha256: 'abc'", "it is computed"),
     "accuracy_aware: {metrics: [{name: exact_macth}]}": (
         "accuracy_aware.metrics[0].name: 'exact_macth'",
         "exact_match, character_accuracy",
@@ -221,6 +223,7 @@ REFUSED: dict[str, tuple[str, ...]] = {
     "tune: {space: {include: ['re:(']}}": ("tune.space.include[0]", "regular expression"),
     "tune: {space: {exclude: ['re:[']}}": ("tune.space.exclude[0]", "regular expression"),
     "tune: {space: {stat_subset_size: 9}}\nquantization: {stat_subset_size: 8}": ("tune.space.stat_subset_size: 9", "at most 8"),
+    "tune: {accuracy_loss: -1}": ("tune.accuracy_loss: -1", "at least 0.0"),
     "tune: {accuracy_weight: 0, latency_weight: 0}": (
         "tune.accuracy_weight",
         "tune.quantization_ratio_weight: 0 is not allowed for all of them",
@@ -284,6 +287,34 @@ ESTIMATORS = [
     "{preset: accuracy, weights: {range_estimator: {max: {type: quantile, outlier_prob: 0.2}}}}",
     "{use_channel_alignment: false, saturation_fix: all, model_type: transformer, stat_batch_size: 4}",
 ]
+
+
+SCOPE = "tuning_scope: [{0}], estimator_tuning_scope: [type, {1}], outlier_prob_choices: [1e-2, 1e-5]"
+TUNED = SCOPE.format("range_estimator", "outlier_prob")
+
+
+def test_quantiles_that_a_search_may_ask_for_are_stored(resolve: Resolve) -> None:
+    for keys, stored in {
+        f"tune: {{enabled: true, space: {{{TUNED}}}}}": 1e-2,
+        f"tune: {{enabled: false, space: {{{TUNED}}}}}": 1e-4,
+        f"tune: {{enabled: true, space: {{{SCOPE.format('range_estimator', 'aggregator')}}}}}": 1e-4,
+        "accuracy_aware: {enabled: true, tune_hyperparams: true}": 1e-3,
+        "accuracy_aware: {enabled: false, tune_hyperparams: true}": 1e-4,
+    }.items():
+        assert resolve(keys).collect_statistics.outlier_probs == [stored], keys
+    assert resolve(f"tune: {{enabled: true, space: {{{TUNED}}}}}").collect_statistics.channel_outlier_probs == [1e-2]
+    nothing_of_it = SCOPE.format("layer", "outlier_prob")
+    assert resolve(f"tune: {{enabled: true, space: {{{nothing_of_it}}}}}").collect_statistics.channel_outlier_probs == []
+
+
+def test_another_content_of_the_quantizers_to_start_from_is_another_search(resolve: Resolve, project: Project) -> None:
+    keys = "accuracy_aware: {base_algorithm: TunableQuantization, quantizers: conf/mine.json}"
+    stage = yaml.safe_load(Path("dvc.yaml").read_text())["stages"]["accuracy_aware"]
+    project.write("conf/mine.json", "{}")
+    before = tracked(stage, resolve(keys))
+    assert tracked(stage, resolve(keys)) == before
+    project.write("conf/mine.json", "{ }")
+    assert tracked(stage, resolve(keys)) != before
 
 
 def test_where_enough_is_stored_no_estimator_collects_again(resolve: Resolve) -> None:

@@ -11,14 +11,16 @@ import pytest
 
 from stages import schema, tuning_setup
 from stages.errors import UserError
+from stages.quantization.plan import Plan
 from stages.quantization.schemes import ACTIVATIONS
 from stages.schema import Config, TargetDevice, Tune, TuneMetric, TuneSpace
 from stages.schema import TuneBenchmark as Benchmark
+from stages.search.candidates import without
 from stages.search.problem import Problem
-from stages.search.tuning import CONSTRAINED, Search
+from stages.search.tuning import CONSTRAINED, FULL, Search, Start
 from tests.built import config as built_config
 from tests.quantization.reference_runs import composed
-from tests.search.problems import small_candidate, small_problem
+from tests.search.problems import small_candidate, small_plan, small_problem
 
 SAMPLES = 60
 TARGET = TargetDevice(**composed("any"))
@@ -133,6 +135,72 @@ def test_preset_of_the_space_or_of_the_quantization(problem: Problem) -> None:
     assert modes(dataclasses.replace(mixed, tune=Tune(space=TuneSpace(preset="performance")))) == {"symmetric"}
 
 
+# ------------------------------------------------------------------------------------------------ the trials that are given
+
+
+def given(
+    settings: Config, problem: Problem, monkeypatch: pytest.MonkeyPatch, aware: Plan | None = None, best: Plan | None = None
+) -> list[Start]:
+    """The first trials; the weights of conv3 are the noisiest, then the input of conv1."""
+    monkeypatch.setattr(tuning_setup, "_noise", lambda plan: {"conv3/fq_weights_1": 3.0, "relu0/fq_output_0": 4.0})
+    monkeypatch.setattr(tuning_setup, "accuracy_aware_plan", lambda: aware)
+    session: Any = SimpleNamespace(problem=problem)
+    space = tuning_setup.make_space(settings, problem, best)
+    return tuning_setup.starts(settings, tuning_setup.make_search(settings, session, space), best)
+
+
+def labels(*arguments: Any) -> list[str]:
+    return [start.label for start in given(*arguments)]
+
+
+def test_presets_come_first_and_then_the_noisiest_layers_up_to_n_initial_point(problem: Problem, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The preset to start from is the fully quantized model. Without `mode` in the scope another preset is no model of the space."""
+    modes = ["layer", "mode"]
+    presets = [FULL, "preset mixed", "preset accuracy"]
+    found = labels(config(n_initial_point=5, space=TuneSpace(tuning_scope=modes)), problem, monkeypatch)
+    assert found == [*presets, "without conv3", "without the 2 noisiest"]
+    fewer = labels(config(n_initial_point=4, space=TuneSpace(tuning_scope=modes)), problem, monkeypatch)
+    assert fewer == [*presets, "without conv3"]
+    assert labels(config(n_initial_point=0, space=TuneSpace(tuning_scope=modes)), problem, monkeypatch) == presets
+    assert labels(config(n_initial_point=2, space=TuneSpace(tuning_scope=["layer"])), problem, monkeypatch) == [FULL, "without conv3"]
+    # Where no layer may be left float, none is.
+    assert labels(config(space=TuneSpace(tuning_scope=["mode"])), problem, monkeypatch) == presets
+
+
+def test_the_accuracy_aware_model_is_given_as_it_is_where_layers_may_be_left_float(
+    problem: Problem, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = small_plan(problem)
+    aware = without(plan, [next(entry.name for entry in plan.quantizers if entry.layers[0].name == "conv2")], "reverted")
+    for scope, there in ((["layer"], True), (["mode"], False)):
+        settings = config(n_initial_point=0, space=TuneSpace(tuning_scope=scope))
+        found = {start.label: start for start in given(settings, problem, monkeypatch, aware)}
+        assert ("accuracy_aware" in found) == there
+        if there:
+            assert found["accuracy_aware"].candidate.plan == aware
+
+
+def test_a_search_around_an_earlier_best_tries_it_and_keeps_what_the_scope_does_not_name(
+    problem: Problem, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    best = tuning_setup.make_space(config(), problem).plan({"conv1.quantize": "float"})
+    settings = config(n_initial_point=0, space=TuneSpace(tuning_scope=["range_estimator"]))
+    first, second, *_ = given(settings, problem, monkeypatch, None, best)
+    assert (first.label, second.label) == (FULL, tuning_setup.LAST_BEST)
+    assert set(second.candidate.plan.quantizers) == set(best.quantizers) != set(first.candidate.plan.quantizers)
+    assert tuning_setup.LAST_BEST not in labels(settings, problem, monkeypatch)
+
+
+# ------------------------------------------------------------------------------------------------ what is carried over
+
+
+def test_a_repeated_search_is_told_by_all_that_it_is_asked_for() -> None:
+    key = tuning_setup.settings_key(config())
+    assert key == tuning_setup.settings_key(dataclasses.replace(config(), cluster=schema.Cluster(workers=3)))
+    for other in (config(seed=1), config(max_trials=3), config(space=TuneSpace(tuning_scope=["layer"]))):
+        assert tuning_setup.settings_key(other) != key
+
+
 @pytest.mark.parametrize(
     "changes",
     [
@@ -151,3 +219,10 @@ def test_trials_are_taken_over_only_where_they_mean_the_same(problem: Problem, c
 
     assert key(config()) == key(config(max_trials=3, seed=9, trials_load_method="warm_start", accuracy_loss=3.0))
     assert key(config()) != key(config(**changes))
+
+
+def test_other_biases_are_other_trials(problem: Problem) -> None:
+    def key(settings: Config) -> str:
+        return str(tuning_setup.make_history(settings, problem, tuning_setup.make_space(settings, problem))._trials)
+
+    assert key(config()) != key(dataclasses.replace(config(), bias_correction=schema.BiasCorrection(enabled=False)))

@@ -6,10 +6,12 @@ import json
 import pickle
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from concurrent.futures import Future
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -266,6 +268,24 @@ def test_threads_find_the_same(problem: Problem, tasks: list[Task], serial: list
         same_outcomes(iter(Session(problem, journal, submit).evaluate(tasks)), serial)
 
 
+def test_as_many_threads_as_workers_evaluate_at_once(problem: Problem, tasks: list[Task], monkeypatch: pytest.MonkeyPatch) -> None:
+    meeting = threading.Barrier(3)
+    monkeypatch.setattr("stages.search.executors.evaluate", lambda problem, task: meeting.wait(timeout=10))
+    with executing(schema.Cluster(workers=3), problem) as submit:
+        places: list[Any] = [future.result() for future in [submit(task) for task in tasks[:3]]]
+    assert sorted(places) == [0, 1, 2]
+
+
+def test_threads_share_the_cores(problem: Problem, tasks: list[Task], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.cpu_count", lambda: 8)
+    monkeypatch.setattr("stages.search.executors.evaluate", lambda problem, task: problem.engine.threads)
+    for workers, own, expected in ((1, 0, 0), (2, 0, 4), (16, 0, 1), (2, 3, 3)):
+        given = replace(problem, engine=replace(problem.engine, threads=own))
+        with executing(schema.Cluster(workers=workers), given) as submit:
+            threads: Any = submit(tasks[0]).result()
+        assert threads == expected
+
+
 def test_problem_travels(problem: Problem, tasks: list[Task], serial: list[evaluator.Outcome]) -> None:
     same_outcomes(iter([evaluate(pickle.loads(pickle.dumps(problem)), task) for task in tasks]), serial)
 
@@ -276,6 +296,16 @@ def test_unreachable_scheduler_is_one_line(problem: Problem, monkeypatch: pytest
     cluster = schema.Cluster(kind="dask", address="tcp://127.0.0.1:9")
     with pytest.raises(UserError, match="no Dask scheduler answers there"), executing(cluster, problem):
         pass
+
+
+def test_a_local_dask_cluster_has_as_many_workers_as_are_asked_for(
+    problem: Problem, tasks: list[Task], serial: list[evaluator.Outcome], tmp_path: Path
+) -> None:
+    distributed = pytest.importorskip("distributed", reason="the extra `cluster` is not installed")
+    with executing(schema.Cluster(kind="dask", workers=2), problem) as submit, Journal(problem.key, "a", tmp_path) as journal:
+        distributed.default_client().wait_for_workers(2, timeout=60)
+        same_outcomes(iter(Session(problem, journal, submit).evaluate(tasks[:1])), serial[:1])
+        assert len(distributed.default_client().scheduler_info()["workers"]) == 2
 
 
 def test_dask_finds_the_same_and_survives_the_loss_of_a_worker(

@@ -241,7 +241,7 @@ def test_batches_do_not_depend_on_who_carries_them_out(problem: Problem, space: 
 
 
 def test_forty_trials_on_a_configured_dask_cluster_are_those_of_one_process(problem: Problem, space: Space, tmp_path: Path) -> None:
-    pytest.importorskip("distributed", reason="the extra `cluster` is not installed")
+    distributed = pytest.importorskip("distributed", reason="the extra `cluster` is not installed")
     cluster = schema.Cluster(kind="dask", workers=2, start={"_target_": "dask.distributed.LocalCluster", **LOCAL})
     goal = replace(GOAL, batch_size=4, max_trials=40)
     with (
@@ -249,6 +249,7 @@ def test_forty_trials_on_a_configured_dask_cluster_are_those_of_one_process(prob
         searching(problem, space, tmp_path / "dask", goal, submit) as search,
     ):
         search.run(starts(search))
+        assert len(distributed.default_client().scheduler_info()["workers"]) == 2
     assert len({candidate_key(trial.candidate) for trial in search.trials}) == 40
     assert outline(search) == outline(ended(problem, space, tmp_path / "serial", batch_size=4, max_trials=40))
 
@@ -302,6 +303,27 @@ def test_finals_are_measured_once(problem: Problem, space: Space, tmp_path: Path
     assert history.finals(found, lambda: {"0": [1.0]}) == {"0": [1.0]}
     assert history.finals(found, lambda: {"0": [2.0]}) == {"0": [1.0]}
     assert history.finals([*found, *found], lambda: {"0": [2.0]}) == {"0": [2.0]}
+
+
+def test_the_winner_keeps_the_budget_on_all_samples(problem: Problem, space: Space, tmp_path: Path) -> None:
+    """Where trials saw a part of them, a faster one may only have been lucky."""
+    with searching(problem, space, tmp_path) as search:
+        fast = search.start(FULL, space.base_proposal())
+        slow = search.start("mostly float", space.without(["conv0", "conv1", "conv2", "conv3"]))
+        lucky, right = (evaluate(problem, Task(start.candidate)).rows["error"] for start in (fast, slow))
+        assert lucky.mean() > 1.2 * right.mean()
+        trials = [
+            replace(trial_with(search, 0.0, speed), candidate=start.candidate, label=start.label)
+            for start, speed in ((fast, 2.0), (slow, 1.5))
+        ]
+        for baseline, chosen, rows in ((1.1 * right.mean(), slow, right), (0.1 * right.mean(), fast, lucky)):
+            goal = replace(GOAL, positions=(5, 3, 1), baselines=(("error", float(baseline)),))
+            tried = replace(search, goal=goal, trials=list(trials))
+            assert tried.best.label == fast.label
+            found, loss = tried.confirm()
+            assert tried.best.label == chosen.label  # none keeps it: the first of them
+            np.testing.assert_array_equal(found["error"], rows)
+            assert loss == pytest.approx(float(rows.mean() / baseline - 1))
 
 
 # ------------------------------------------------------------------------------------------------ timing
