@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     import openvino as ov
 
+    from stages.search.candidates import Candidate
     from stages.search.problem import Problem
     from stages.search.reversion import Step
 
@@ -48,12 +49,11 @@ def main(config: Config) -> dict[str, Any]:
 
     from stages.progress import Progress
     from stages.reversion_report import report, result_json, trace_json
-    from stages.runtime import baseline
     from stages.search.candidates import candidate_key
     from stages.search.evaluator import Task
     from stages.search.reversion import Reversion
     from stages.search.session import searching
-    from stages.searching import cluster_start, evaluated
+    from stages.searching import cluster_start, write_candidate, write_rows
     from stages.starting_points import make_budget, mixed_candidate, posed, start
 
     problem = posed(config)
@@ -75,9 +75,8 @@ def main(config: Config) -> dict[str, Any]:
         if as_it_was:
             _copy_model(folder)
         else:
-            model = _write_model(config, problem, best.candidate, mixed, folder)
-        everything = {"fp32": problem.fp32, "int8": evaluated("int8", list(problem.metrics)), NAME: rows}
-        baseline.save({name: dict(values) for name, values in everything.items()}, folder / "samples.npz")
+            model = write_candidate(config, problem, best.candidate, _preset(config, best.candidate, mixed), folder)
+        write_rows(problem, NAME, rows, folder)
         artifacts.write_json(folder / "trace.json", trace_json(search.trace, budget))
         artifacts.write_json(folder / "result.json", result)
         artifacts.write_json(folder / "latency.json", {} if model is None else _latency(config, problem, model))
@@ -106,21 +105,12 @@ def _copy_model(folder: Path) -> None:
             shutil.copyfile(artifacts.folder(stage) / name, folder / name)
 
 
-def _write_model(config: Config, problem: Problem, candidate: Any, mixed: Any, folder: Path) -> ov.Model:
-    from stages.quantization.build import build, corrections_json, quantizers_json, save_model
+def _preset(config: Config, candidate: Candidate, mixed: Candidate | None) -> str:
+    """What quantizers.json calls it: asymmetric activations are the mixed preset's, where that was tried."""
     from stages.quantization.schemes import ACTIVATIONS
 
-    correction = candidate.bias_correction
-    model, solved = build(
-        problem.model(), problem.statistics, candidate.plan, correction, problem.pot_compatible, candidate.corrections, problem.tuned
-    )
     asymmetric = any(entry.kind == ACTIVATIONS and not entry.scheme.symmetric for entry in candidate.plan.quantizers)
-    preset = "mixed" if mixed is not None and asymmetric else config.quantization.preset
-    algorithm = ("FastBiasCorrection" if correction.use_fast_bias else "BiasCorrection") if correction.enabled else None
-    save_model(model, folder)
-    artifacts.write_json(folder / "quantizers.json", quantizers_json(candidate.plan, solved, preset, config.target_device.name))
-    artifacts.write_json(folder / "corrections.json", {"algorithm": algorithm} | corrections_json(solved))
-    return model
+    return "mixed" if mixed is not None and asymmetric else config.quantization.preset
 
 
 def _latency(config: Config, problem: Problem, model: ov.Model) -> dict[str, Any]:

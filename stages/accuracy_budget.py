@@ -3,32 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
-from stages import artifacts
-from stages.units import difference, number, plural, ratio
+from stages import searched
+from stages.units import difference, drop, number, plural, ratio, some
 
 NAME = "accuracy_aware"
-MOST_LAYERS = 4
 
-
-def result() -> dict[str, Any]:
-    """Content of result.json; empty where the stage is disabled."""
-    found: dict[str, Any] = artifacts.read_json(artifacts.folder(NAME) / "result.json")
-    return found if found["enabled"] else {}
-
-
-def trace() -> list[dict[str, Any]]:
-    """A row for every model that was tried; empty where the stage is disabled."""
-    rows: list[dict[str, Any]] = artifacts.read_json(artifacts.folder(NAME) / "trace.json")
-    return rows
-
-
-def speed() -> dict[str, Any]:
-    """What was measured of the model, beside FP32 and INT8; empty without a benchmark, or where it is the INT8 model."""
-    path = artifacts.folder(NAME) / "latency.json"
-    found: dict[str, Any] = artifacts.read_json(path) if path.exists() else {}
-    return found
+# What the stage wrote; `trace` has a row for every model that was tried, `speed` is empty too where the INT8 model was kept.
+result = partial(searched.result, NAME)
+trace = partial(searched.table, NAME, "trace")
+speed = partial(searched.speed, NAME)
 
 
 def summary_lines() -> list[str]:
@@ -56,22 +42,13 @@ def cost(found: Mapping[str, Any]) -> list[str]:
     """How many operations went back to floating point, and what became of the latency."""
     layers = [entry["layer"] for entry in found["reverted"]]
     of = found["quantized"] + len(layers)
-    names = f": {', '.join(layers[:MOST_LAYERS])}{', ...' if len(layers) > MOST_LAYERS else ''}" if layers else ""
+    names = f": {some(layers)}" if layers else ""
     lines = [f"  {len(layers)} of {plural(of, 'operation')} back in floating point{names}"]
     if measured := speed():
         latency, before = measured["latency_ms"], measured["speed_up"]["int8"]
         times = ", ".join(f"{number(latency[model]['median'])} ms {words}" for model, words in ((NAME, "now"), ("int8", "before")))
         lines.append(f"  latency {times}: {ratio(before, 'INT8 with no layer reverted')}")
     return lines
-
-
-def drop(metric: Mapping[str, Any], numbers: Mapping[str, Any]) -> str:
-    """`0.40 points [-0.20, 1.00]`. numbers: of the search's samples, or of the held-out ones."""
-    unit = " points" if metric["share"] else ""
-    interval = ""
-    if numbers["drop_low"] is not None:
-        interval = f" [{difference(metric, numbers['drop_low'])}, {difference(metric, numbers['drop_high'])}]"
-    return f"{difference(metric, numbers['drop'])}{unit}{interval}"
 
 
 def metrics() -> dict[str, float | None]:

@@ -66,6 +66,21 @@ def writing(target: Path) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
+def remove_leftovers() -> None:
+    """Remove what killed stages have left in build/ under temporary names; only for who holds build/'s lock."""
+    for folder in (BUILD, RECORDS, REPORTS):
+        for path in folder.glob(".*.tmp"):
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink(missing_ok=True)
+
+
+def model_bytes(folder: Path) -> int:
+    """Size of the model in a folder, with its weights."""
+    return sum((folder / name).stat().st_size for name in ("model.xml", "model.bin"))
+
+
 def write_json(path: Path, value: object) -> None:
     """Write `value` as JSON, atomically and with the same bytes for the same value (key order is kept).
 

@@ -44,13 +44,14 @@ def main(config: Config) -> dict[str, Any]:
     metrics = {name: create(section, f"metric.{name}") for name, section in config.metric.items()}
     for metric in metrics.values():
         metric.bind(models["fp32"])
+    int8_precision = engine.int8_precision(models["int8"], config.engine)
     compiled = {
         "fp32": engine.compile(models["fp32"], config.engine, "f32"),
         "default": engine.compile(models["fp32"], config.engine, "default"),
-        "int8": engine.compile(models["int8"], config.engine, engine.int8_precision(models["int8"], config.engine)),
+        "int8": engine.compile(models["int8"], config.engine, int8_precision),
     }
     precisions = {name: latency.precision_of(model) for name, model in compiled.items()}
-    forced = precisions["default"] != "f32" and engine.int8_precision(models["int8"], config.engine) != config.engine.inference_precision
+    forced = precisions["default"] != "f32" and int8_precision != config.engine.inference_precision
     if precisions["default"] == "f32":
         del compiled["default"]  # the same as fp32
     key = baseline.baseline_key(config, metrics.values())
@@ -77,7 +78,7 @@ def main(config: Config) -> dict[str, Any]:
         "confidence": config.evaluate.confidence,
         "precisions": precisions,
         "warnings": [engine.ZERO_POINTS_IN_F32] if forced else [],
-        "size_bytes": {name: sum((folder / file).stat().st_size for file in ("model.xml", "model.bin")) for name, folder in paths.items()},
+        "size_bytes": {name: artifacts.model_bytes(folder) for name, folder in paths.items()},
         "device": engine.core().get_property(config.engine.device, "FULL_DEVICE_NAME"),
         "cores": os.cpu_count(),
         "openvino": ov.get_version(),

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 from functools import partial
+from pathlib import Path
 from typing import Any, NamedTuple
+
+import openvino as ov
 
 from stages import artifacts, schema
 from stages.config import create
 from stages.errors import UserError
 from stages.quantization.biases import Correction
+from stages.quantization.build import build, corrections_json, quantizers_json, save_model
 from stages.quantization.plan import plan_from_json
 from stages.quantization.statistics import load
 from stages.quantization.tuned import FILE as TUNED_FILE
@@ -97,6 +101,25 @@ def read_corrections(data: dict[str, Any]) -> tuple[Correction, ...]:
         )
         for entry in data["corrected"]
     )
+
+
+def write_candidate(config: Config, problem: Problem, candidate: Candidate, preset: str, folder: Path) -> ov.Model:
+    """Build a candidate's model and write it with its quantizers.json and corrections.json; preset: what the former calls it."""
+    correction = candidate.bias_correction
+    model, solved = build(
+        problem.model(), problem.statistics, candidate.plan, correction, problem.pot_compatible, candidate.corrections, problem.tuned
+    )
+    algorithm = ("FastBiasCorrection" if correction.use_fast_bias else "BiasCorrection") if correction.enabled else None
+    save_model(model, folder)
+    artifacts.write_json(folder / "quantizers.json", quantizers_json(candidate.plan, solved, preset, config.target_device.name))
+    artifacts.write_json(folder / "corrections.json", {"algorithm": algorithm} | corrections_json(solved))
+    return model
+
+
+def write_rows(problem: Problem, name: str, rows: Rows, folder: Path) -> None:
+    """Write samples.npz: per-sample rows of FP32, of the model that the search started from, and of the one it found (`name`)."""
+    everything = {"fp32": problem.fp32, "int8": evaluated("int8", list(problem.metrics)), name: rows}
+    baseline.save({model: dict(values) for model, values in everything.items()}, folder / "samples.npz")
 
 
 def evaluated(model: str, metrics: list[str]) -> Rows:

@@ -125,6 +125,7 @@ def _alone(name: str, patience: float | None) -> Iterator[None]:
         except BlockingIOError:
             print(f"{name}: waiting for another stage that is running in this folder", file=sys.stderr, flush=True)
             _wait_for(lock, patience)
+        artifacts.remove_leftovers()
         yield
 
 

@@ -22,10 +22,7 @@ from stages.schema import Config
 from stages.stage import run
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from stages.quantization.plan import Plan
-    from stages.search.candidates import Candidate
     from stages.search.history import History
     from stages.search.problem import Problem
     from stages.search.tuning import Search
@@ -106,17 +103,15 @@ def _print(search: Search) -> None:
 
 
 def _write(config: Config, search: Search, history: History) -> None:
-    from stages.runtime import baseline
-    from stages.searching import evaluated
+    from stages.searching import write_candidate, write_rows
     from stages.tuning_report import importance, latency_json, report, result_json, tables
 
     problem = search.session.problem
     rows, loss = search.confirm()
     result = result_json(config, search, rows, loss)
     with artifacts.writing(artifacts.folder(NAME)) as folder:
-        _write_model(config, problem, search.best.candidate, folder)
-        everything = {"fp32": problem.fp32, "int8": evaluated("int8", list(problem.metrics)), NAME: rows}
-        baseline.save({name: dict(values) for name, values in everything.items()}, folder / "samples.npz")
+        write_candidate(config, problem, search.best.candidate, _preset(config), folder)
+        write_rows(problem, NAME, rows, folder)
         for name, table in (tables(search) | {"importance": importance(search)}).items():
             artifacts.write_json(folder / f"{name}.json", table)
         artifacts.write_json(folder / "latency.json", latency_json(search))
@@ -125,18 +120,8 @@ def _write(config: Config, search: Search, history: History) -> None:
     artifacts.write_json(artifacts.REPORTS / f"{NAME}.json", report(result))
 
 
-def _write_model(config: Config, problem: Problem, candidate: Candidate, folder: Path) -> None:
-    from stages.quantization.build import build, corrections_json, quantizers_json, save_model
-
-    correction = candidate.bias_correction
-    model, solved = build(
-        problem.model(), problem.statistics, candidate.plan, correction, problem.pot_compatible, candidate.corrections, problem.tuned
-    )
-    algorithm = ("FastBiasCorrection" if correction.use_fast_bias else "BiasCorrection") if correction.enabled else None
-    save_model(model, folder)
-    preset = config.tune.space.preset or config.quantization.preset
-    artifacts.write_json(folder / "quantizers.json", quantizers_json(candidate.plan, solved, preset, config.target_device.name))
-    artifacts.write_json(folder / "corrections.json", {"algorithm": algorithm} | corrections_json(solved))
+def _preset(config: Config) -> str:
+    return config.tune.space.preset or config.quantization.preset
 
 
 def _rebuild(config: Config, problem: Problem, history: History) -> dict[str, Any]:
@@ -144,7 +129,7 @@ def _rebuild(config: Config, problem: Problem, history: History) -> dict[str, An
     import shutil
 
     from stages.search.candidates import Candidate, kept_corrections
-    from stages.searching import base_candidate
+    from stages.searching import base_candidate, write_candidate
 
     plan = history.last_plan()
     if plan is None:
@@ -155,7 +140,7 @@ def _rebuild(config: Config, problem: Problem, history: History) -> dict[str, An
         for path in sorted(history.result.iterdir()):
             if path.name != "report.json":
                 shutil.copyfile(path, folder / path.name)
-        _write_model(config, problem, Candidate(plan, correction, kept), folder)
+        write_candidate(config, problem, Candidate(plan, correction, kept), _preset(config), folder)
     artifacts.write_json(artifacts.REPORTS / f"{NAME}.json", artifacts.read_json(history.result / "report.json"))
     return {"enabled": True, "trials": 0, "evaluated": 0, "remembered": 0}
 

@@ -3,35 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
-from stages import artifacts
-from stages.units import difference, metric_value, number, plural, ratio
+from stages import searched
+from stages.units import drop, metric_value, number, plural, ratio, some
 
 NAME = "tune"
 MODEL = ("model.xml", "model.bin", "quantizers.json")  # what makes a result another one; not its timings
 STEPS = ("loss", "accuracy_loss", "speed_up", "latency_ms", "quantized_layers")  # of trials.json
 BEST = ("loss", "speed_up")  # of best_so_far.json
-MOST_LAYERS = 4
 
-
-def result() -> dict[str, Any]:
-    """Content of result.json; empty where the stage is disabled."""
-    found: dict[str, Any] = artifacts.read_json(artifacts.folder(NAME) / "result.json")
-    return found if found["enabled"] else {}
-
-
-def table(name: str) -> list[dict[str, Any]]:
-    """One of the stage's tables, e.g. `trials`; empty where the stage is disabled."""
-    rows: list[dict[str, Any]] = artifacts.read_json(artifacts.folder(NAME) / f"{name}.json")
-    return rows
-
-
-def speed() -> dict[str, Any]:
-    """What was measured of the best model in the end, beside those that it is compared with; empty without a benchmark."""
-    path = artifacts.folder(NAME) / "latency.json"
-    found: dict[str, Any] = artifacts.read_json(path) if path.exists() else {}
-    return found
+# What the stage wrote.
+result = partial(searched.result, NAME)
+table = partial(searched.table, NAME)
+speed = partial(searched.speed, NAME)
 
 
 # ------------------------------------------------------------------------------------------------ summary
@@ -50,7 +36,7 @@ def summary_lines(default: str) -> list[str]:
     given_up = f" ({found['given_up']} given up early)" if found["given_up"] else ""
     lines = [f"tuned: {budget(found)}; trial {best['trial']} of {found['trials']}{given_up}: {best['label']}"]
     for name, metric in best["metrics"].items():
-        lines.append(f"  {name}: {metric_value(metric, metric['int8'])}, {drop(metric)}")
+        lines.append(f"  {name}: {metric_value(metric, metric['int8'])}, drop {drop(metric, metric)}")
     if measured := speed():
         lines.append(f"  latency {number(measured['latency_ms']['best']['median'])} ms: {', '.join(ratios(measured, default))}")
     return [*lines, f"  {layers(found)}"]
@@ -70,15 +56,6 @@ def budget(found: Mapping[str, Any]) -> str:
     return f"BUDGET NOT KEPT {where}: {text}, on the search's {asked['samples']} it was {100 * seen:.2f} %"
 
 
-def drop(metric: Mapping[str, Any]) -> str:
-    """`drop 0.40 points [-0.20, 1.00]`."""
-    unit = " points" if metric["share"] else ""
-    text = f"drop {difference(metric, metric['drop'])}{unit}"
-    if metric["drop_low"] is None:
-        return text
-    return f"{text} [{difference(metric, metric['drop_low'])}, {difference(metric, metric['drop_high'])}]"
-
-
 def ratios(measured: Mapping[str, Any], default: str) -> list[str]:
     """How much faster the best model is than each of the others, or that there is no difference."""
     return [ratio(spread, f"FP32 in {default}" if name == "default" else name) for name, spread in measured["speed_up"].items()]
@@ -87,7 +64,7 @@ def ratios(measured: Mapping[str, Any], default: str) -> list[str]:
 def layers(found: Mapping[str, Any]) -> str:
     """How many layers stay in floating point, and which."""
     left, total = found["best"]["float_layers"], found["best"]["layers"]
-    names = f": {', '.join(left[:MOST_LAYERS])}{', ...' if len(left) > MOST_LAYERS else ''}" if left else ""
+    names = f": {some(left)}" if left else ""
     return f"{len(left)} of {plural(total, 'layer')} stay in floating point{names}"
 
 

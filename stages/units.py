@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
+
+MOST_NAMES = 4
 
 
 def number(value: float) -> str:
@@ -22,6 +24,14 @@ def difference(metric: Mapping[str, Any], value: float) -> str:
     return f"{100 * value + 0.0:.2f}" if metric["share"] else f"{value + 0.0:.4g}"
 
 
+def drop(metric: Mapping[str, Any], numbers: Mapping[str, Any]) -> str:
+    """`0.40 points [-0.20, 1.00]`: a drop with its interval, where it has one; numbers: `drop`, `drop_low` and `drop_high`."""
+    text = difference(metric, numbers["drop"]) + (" points" if metric["share"] else "")
+    if numbers["drop_low"] is None:
+        return text
+    return f"{text} [{difference(metric, numbers['drop_low'])}, {difference(metric, numbers['drop_high'])}]"
+
+
 def ratio(spread: Mapping[str, float], name: str) -> str:
     """How much faster something is than `name`, with what four rounds in five measured, or that there is no difference."""
     if spread["low"] <= 1.0 <= spread["high"]:
@@ -38,6 +48,11 @@ def model_names(precisions: Mapping[str, str]) -> dict[str, str]:
     if precisions["default"] == "f32":
         del names["default"]
     return names
+
+
+def some(names: Sequence[str]) -> str:
+    """The first names of a list, with an ellipsis for the others."""
+    return ", ".join([*names[:MOST_NAMES], *(["..."] if len(names) > MOST_NAMES else [])])
 
 
 def plural(count: int, one: str, many: str | None = None) -> str:

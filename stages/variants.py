@@ -13,7 +13,7 @@ import yaml
 from stages import artifacts, job
 from stages.errors import UserError
 from stages.reasons import left_float
-from stages.units import difference, metric_value, number
+from stages.units import drop, metric_value, number
 
 Table = Sequence[Mapping[str, Any]]
 
@@ -86,7 +86,6 @@ def _searched(build: Path, quantized: Variant) -> Iterator[Variant]:
         found = result["best"] if stage == "tune" else result
         kept = found["within_budget"] if stage == "tune" else found["holds"]
         measured = artifacts.read_json(folder / "latency.json") if (folder / "latency.json").exists() else {}
-        size = sum((folder / file).stat().st_size for file in ("model.xml", "model.bin"))
         yield dataclasses.replace(
             quantized,
             label=f"{quantized.label}, {name}",
@@ -94,7 +93,7 @@ def _searched(build: Path, quantized: Variant) -> Iterator[Variant]:
             evaluation={
                 **quantized.evaluation,
                 "metrics": found["metrics" if stage == "tune" else "judged"],
-                "size_bytes": {**quantized.evaluation["size_bytes"], INT8: size},
+                "size_bytes": {**quantized.evaluation["size_bytes"], INT8: artifacts.model_bytes(folder)},
             },
             speed=_speed(measured, "best" if stage == "tune" else stage, quantized.speed),
             layers=_layers(folder, quantized.layers),
@@ -145,10 +144,6 @@ def table(variants: Sequence[Variant], sweep: Path, *, parallel: bool) -> str:
 
 def _cells(each: Variant) -> list[str]:
     metric = each.evaluation["metrics"][each.primary]
-    unit = " points" if metric["share"] else ""
-    drop = f"{difference(metric, metric['drop'])}{unit}"
-    if metric["drop_low"] is not None:
-        drop += f" [{difference(metric, metric['drop_low'])}, {difference(metric, metric['drop_high'])}]"
     speed = ["-", "-", "-"]
     if each.speed:
         factors = [factor(each.speed["speed_up"][model]) for model in ("fp32", "default")]
@@ -163,7 +158,7 @@ def _cells(each: Variant) -> list[str]:
         each.primary,
         metric_value(metric, metric["fp32"]),
         metric_value(metric, metric["int8"]),
-        drop,
+        drop(metric, metric),
         *speed,
         size,
         str(each.left_float),

@@ -34,6 +34,9 @@ FLAGS = (
     "--disable-background-networking",
     "--disable-component-update",
     "--disable-sync",
+)
+DRIVEN = (
+    *FLAGS,
     "--disable-features=IsolateSandboxedIframes",  # MLflow shows pages in such frames; their text is wanted, too
     "--remote-debugging-pipe",
 )
@@ -129,7 +132,7 @@ def browsing() -> Iterator[Browser]:
 
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
         process = subprocess.Popen(
-            ["chromium", *FLAGS, f"--user-data-dir={profile}"],
+            ["chromium", *DRIVEN, f"--user-data-dir={profile}"],
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
             preexec_fn=connect,

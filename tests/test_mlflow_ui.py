@@ -11,23 +11,11 @@ import pytest
 
 from stages import track
 from tests import built
-from tests.browser import needs_chromium
+from tests.browser import FLAGS, needs_chromium
 from tests.mlflow_server import mlflow_ui
 
 pytestmark = needs_chromium
-# A fresh profile that calls nobody: the tests must not depend on a network.
-FLAGS = (
-    "--headless",
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-    "--window-size=1900,1500",
-    "--virtual-time-budget=200000",  # the charts are drawn late
-)
+PAGE = ("--window-size=1900,1500", "--virtual-time-budget=200000")  # the charts are drawn late
 
 Browser = Callable[[str, str], str]
 
@@ -55,7 +43,7 @@ def text_of(tmp_path_factory: pytest.TempPathFactory, server: str) -> Browser:
     def open_page(page: str, name: str) -> str:
         picture = folder / f"{name}.png"
         own = (f"--user-data-dir={tmp_path_factory.mktemp('profile')}", f"--screenshot={picture}", "--dump-dom")
-        command = ["chromium", *FLAGS, *own, f"{server}/{page}"]
+        command = ["chromium", *FLAGS, *PAGE, *own, f"{server}/{page}"]
         done = subprocess.run(command, capture_output=True, text=True, timeout=180, check=True)
         print(f"screenshot: {picture}")
         assert picture.stat().st_size > 20_000  # an empty page has less

@@ -21,7 +21,7 @@ from stages.report.contents import contents
 from stages.report.tradeoff import HEIGHT, LABEL, Point, apart, picture, ticks
 from stages.schema import BiasCorrection, Evaluate, Model, Package, Quantization
 from tests import built
-from tests.test_mlflow_ui import FLAGS
+from tests.browser import FLAGS
 
 VOID = {"meta", "link", "br", "img", "input", "hr"}
 
@@ -479,8 +479,7 @@ def test_a_browser_shows_it(workspace: Path, width: int, scheme: int, background
     copy = workspace / "measured.html"
     copy.write_text(page.REPORT.read_text().replace("</body>", f"{measure}</body>"))
     own = [f"--user-data-dir={workspace / 'profile'}", f"--window-size={width},1400", f"--blink-settings=preferredColorScheme={scheme}"]
-    flags = [flag for flag in FLAGS if not flag.startswith(("--window-size", "--virtual-time"))]
-    command = ["chromium", *flags, *own, f"--screenshot={workspace / 'report.png'}", "--dump-dom", copy.as_uri()]
+    command = ["chromium", *FLAGS, *own, f"--screenshot={workspace / 'report.png'}", "--dump-dom", copy.as_uri()]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
     found = re.search(r"<title>(.*?)</title>", done.stdout)
     assert found

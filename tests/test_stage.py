@@ -85,6 +85,17 @@ def test_record(folder: Path) -> None:
     assert 10 < record["peak_memory_mb"] < 100_000
 
 
+def test_what_any_killed_stage_left_is_removed_by_the_next_one() -> None:
+    for leftover in ("build/.quantize.tmp/model.xml", "build/records/.quantize.json.tmp", "build/reports/.metrics.json.tmp"):
+        Path(leftover).parent.mkdir(parents=True, exist_ok=True)
+        Path(leftover).write_text("half")
+    journal = Path("build/.journal/.study.tmp")  # which a sweep's other jobs write at the same time
+    journal.parent.mkdir()
+    journal.write_text("theirs")
+    assert stage.guarded("track", lambda: None) == 0
+    assert list(Path("build").rglob(".*.tmp")) == [journal]
+
+
 def fail(error: BaseException) -> Callable[[], None]:
     def work() -> None:
         raise error

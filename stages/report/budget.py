@@ -9,7 +9,8 @@ from typing import Any
 
 from stages import accuracy_budget, artifacts
 from stages.report.tradeoff import Point
-from stages.units import difference, metric_value, number, plural
+from stages.searched import latency_and_size
+from stages.units import difference, drop, metric_value, number, plural
 
 NAME = "budget kept"
 FAILED = "closest to the budget"
@@ -85,13 +86,13 @@ def _sentence(text: str) -> str:
 
 def _kept(name: str, metric: Mapping[str, Any]) -> Kept:
     unit = " points" if metric["share"] else ""
-    held_out = accuracy_budget.drop(metric, metric["held_out"]) if metric["held_out"] else "–"
-    return Kept(name, f"{difference(metric, metric['limit'])}{unit}", accuracy_budget.drop(metric, metric), held_out)
+    held_out = drop(metric, metric["held_out"]) if metric["held_out"] else "–"
+    return Kept(name, f"{difference(metric, metric['limit'])}{unit}", drop(metric, metric), held_out)
 
 
 def _tried(row: Mapping[str, Any], metric: Mapping[str, Any]) -> Tried:
-    drop = "–" if row["drop"] is None else difference(metric, row["drop"]) + (" points" if metric["share"] else "")
-    return Tried(row["iteration"], row["phase"], ", ".join(row["layers"]), row["reverted_layers"], drop, row["why"])
+    lost = "–" if row["drop"] is None else difference(metric, row["drop"]) + (" points" if metric["share"] else "")
+    return Tried(row["iteration"], row["phase"], ", ".join(row["layers"]), row["reverted_layers"], lost, row["why"])
 
 
 def cells(evaluation: Mapping[str, Any]) -> dict[str, str]:
@@ -100,10 +101,7 @@ def cells(evaluation: Mapping[str, Any]) -> dict[str, str]:
     if not found:
         return {}
     shown = {name: metric_value(metric, found["values"][name]) for name, metric in evaluation["metrics"].items()}
-    if measured := accuracy_budget.speed():
-        shown["latency"] = f"{number(measured['latency_ms'][accuracy_budget.NAME]['median'])} ms"
-    folder = artifacts.folder(accuracy_budget.NAME)
-    return shown | {"size": f"{sum((folder / f'model.{suffix}').stat().st_size for suffix in ('xml', 'bin')) / 1e6:.2f} MB"}
+    return shown | latency_and_size(accuracy_budget.NAME, accuracy_budget.NAME)
 
 
 def points(name: str, metric: Mapping[str, Any], default_ms: float) -> list[Point]:

@@ -8,7 +8,7 @@ from typing import Any
 
 from stages.report.page import environment
 from stages.report.tradeoff import Picture, Point, picture
-from stages.units import difference, metric_value, model_names, number
+from stages.units import drop, metric_value, model_names, number
 from stages.variants import INT8, SEARCHES, Variant, factor
 
 MOST_LAYERS = 400  # of those that are alike in all jobs
@@ -102,7 +102,7 @@ def _results(done: Sequence[Variant]) -> Iterator[Row]:
         yield row(f"{name}, INT8", "int8", best=True)
         yield Row(
             f"drop of {name}",
-            tuple(_drop(metric) if metric else "–" for metric in metrics),
+            tuple(drop(metric, metric) if metric else "–" for metric in metrics),
             note="FP32 minus INT8" if higher else "INT8 minus FP32",
         )
     if any(each.speed for each in done):
@@ -141,13 +141,6 @@ def _best(values: Sequence[float | None], *, higher: bool) -> frozenset[int]:
         return frozenset()
     best = max(known) if higher else min(known)
     return frozenset(place for place, value in enumerate(values) if value == best)
-
-
-def _drop(metric: Mapping[str, Any]) -> str:
-    text = difference(metric, metric["drop"]) + (" points" if metric["share"] else "")
-    if metric["drop_low"] is None:
-        return text
-    return f"{text} [{difference(metric, metric['drop_low'])}, {difference(metric, metric['drop_high'])}]"
 
 
 def _short(each: Variant) -> str:

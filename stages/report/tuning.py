@@ -9,6 +9,7 @@ from typing import Any
 
 from stages import artifacts, tuning_outcome
 from stages.report.tradeoff import HEIGHT, Point, Tick, labels, ticks
+from stages.searched import latency_and_size
 from stages.units import metric_value, number, plural
 
 NAME = "tuned"
@@ -87,10 +88,7 @@ def cells(evaluation: Mapping[str, Any]) -> dict[str, str]:
         return {}
     judged = found["best"]["metrics"]
     shown = {name: metric_value(metric, judged[name]["int8"]) for name, metric in evaluation["metrics"].items() if name in judged}
-    if measured := tuning_outcome.speed():
-        shown["latency"] = f"{number(measured['latency_ms']['best']['median'])} ms"
-    folder = artifacts.folder(tuning_outcome.NAME)
-    return shown | {"size": f"{sum((folder / f'model.{suffix}').stat().st_size for suffix in ('xml', 'bin')) / 1e6:.2f} MB"}
+    return shown | latency_and_size(tuning_outcome.NAME, "best")
 
 
 def points(metric: Mapping[str, Any], default_ms: float) -> tuple[list[Point], list[Point]]:
