@@ -17,6 +17,7 @@ this process (user and system), from the model in memory to the chosen one: stat
 from __future__ import annotations
 
 import argparse
+import hashlib
 import tempfile
 import time
 from collections.abc import Callable, Iterable
@@ -193,7 +194,8 @@ def _problem(task: Task, statistics: Any) -> Problem:
         ov.save_model(task.model, path, compress_to_fp16=False)
         xml, weights = path.read_bytes(), path.with_suffix(".bin").read_bytes()
     fp32 = _rows(task, task.model, "f32", task.search)
-    return Problem("benchmark", xml, weights, statistics, task.search, {"metric": task.metric}, ENGINE, False, fp32)
+    key = hashlib.sha256(xml + weights).hexdigest()  # what is remembered of one task's model is not the other's
+    return Problem(key, xml, weights, statistics, task.search, {"metric": task.metric}, ENGINE, False, fp32)
 
 
 def _session(problem: Problem, journal: Journal) -> Session:
