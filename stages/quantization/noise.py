@@ -9,7 +9,7 @@ The tensors are those of the aligned model (`aligned_model`): that is what the r
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -67,9 +67,9 @@ def weight_noise(
 class ActivationNoise:
     """SQNR of the activation quantizers, measured within the floating-point model while it runs.
 
-    `model` is a copy of the floating-point model whose only outputs are, per quantizer, the sums of squares of the tensor
-    and of its quantization error, in the order in which they are computed (another order costs memory and time). Compile
-    and run it in f32, and hand the outputs of every inference to `ratios`.
+    `model` is a copy of the floating-point model whose only outputs are, per quantizer and channel, the sums of squares of the
+    tensor and of its quantization error, in the order in which they are computed (another order costs memory and time).
+    Compile and run it in f32, and hand the outputs of every inference to `ratios` or `shares`.
     """
 
     def __init__(self, model: ov.Model, plan: Plan, ranges: Mapping[str, Range]) -> None:
@@ -87,7 +87,7 @@ class ActivationNoise:
             low, high = (border.astype(np.float32).reshape(spread if border.size > 1 else ()) for border in ranges[quantizer.name])
             quantized = operations.fake_quantize(source, low, high, low, high, quantizer.scheme.levels(ACTIVATIONS))
             error = operations.subtract(quantized, source)
-            axes = np.arange(len(shape), dtype=np.int64)
+            axes = np.array([axis for axis in range(len(shape)) if axis != channel_axis(shape)], dtype=np.int64)
             squares = (operations.multiply(tensor, tensor) for tensor in (source, error))
             results += [operations.result(operations.reduce_sum(square, axes)) for square in squares]
         for result in list(self.model.get_results()):
@@ -101,7 +101,31 @@ class ActivationNoise:
         Args:
             outputs: Of each inference, in the model's order.
         """
-        power = np.zeros((len(self.names), 2))
+        return {name: decibels(float(np.sum(signal)), float(np.sum(error))) for name, (signal, error) in self._powers(outputs)}
+
+    def shares(self, outputs: Iterable[Sequence[NDArray[Any]]]) -> dict[str, float]:
+        """Error over signal power by quantizer name, at most 1, as the mean over the channels that carry a signal.
+
+        All channels count alike, so this names tensors of which a few channels are so large that little is left of the others.
+
+        Args:
+            outputs: As for `ratios`.
+        """
+        found = {}
+        for name, (signal, error) in self._powers(outputs):
+            alive = signal > 0
+            found[name] = float(np.mean(np.minimum(error[alive] / signal[alive], 1.0))) if alive.any() else 0.0
+        return found
+
+    def _powers(self, outputs: Iterable[Sequence[NDArray[Any]]]) -> Iterator[tuple[str, tuple[NDArray[np.float64], NDArray[np.float64]]]]:
+        """By quantizer name, the sums of squares of its tensor and of the error, [C] each."""
+        sums: list[NDArray[np.float64]] = []
         for values in outputs:
-            power += np.array([float(value) for value in values]).reshape(power.shape)
-        return {name: decibels(signal, error) for name, (signal, error) in zip(self.names, power, strict=True)}
+            sums = [total + value for total, value in zip(sums or [np.zeros(value.shape) for value in values], values, strict=True)]
+        return zip(self.names, zip(sums[::2], sums[1::2], strict=True), strict=True)
+
+
+def channel_axis(shape: Sequence[int]) -> int | None:
+    """Where a tensor's channels are: on axis 1 of images, on the last axis of rows; None where their number is not known."""
+    axis = 1 if len(shape) > 3 else len(shape) - 1
+    return axis if axis > 0 and shape[axis] > 0 else None

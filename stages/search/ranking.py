@@ -51,18 +51,21 @@ def subset_size(budget: Budget, fp32: Rows, rows: Rows, at_most: int) -> int:
 def block_noise(problem: Problem, plan: Plan, solved: Solved, blocks: Iterable[Block], positions: Sequence[int]) -> dict[Block, float]:
     """What a block's quantizers add, as noise power over signal power, summed: a proxy for what its reversion brings.
 
+    Of activations all channels count alike (`ActivationNoise.shares`): where few of them are so large that the others drown, the
+    tensor's power says nothing of it.
+
     positions: validation samples on which activations are looked at. One run of the floating-point model serves all blocks.
     """
     model = problem.model()
     if plan.aligned:
         model = aligned_model(model, problem.statistics, plan)
     ratios = weight_noise(model, plan, solved.ranges, solved.own_weights)
+    shares = {name: 0.0 if decibels is None else 10.0 ** (-decibels / 10.0) for name, decibels in ratios.items()}
     activations = ActivationNoise(model, plan, solved.ranges)
     if activations.names:
         compiled = engine.compile(activations.model, problem.engine, "f32")
-        ratios |= activations.ratios(engine.infer(compiled, problem.chosen(positions[:NOISE_SAMPLES])))
-    power = {name: 0.0 if decibels is None else 10.0 ** (-decibels / 10.0) for name, decibels in ratios.items()}
-    return {block: sum(power.get(name, 0.0) for name in block.quantizers) for block in blocks}
+        shares |= activations.shares(engine.infer(compiled, problem.chosen(positions[:NOISE_SAMPLES])))
+    return {block: sum(shares.get(name, 0.0) for name in block.quantizers) for block in blocks}
 
 
 def score_blocks(

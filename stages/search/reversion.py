@@ -211,9 +211,9 @@ class Reversion:
             if not queue:
                 again = ranked_at == frozenset(state.blocks)  # what was ranked failed from here
                 everything = again and all_ranked
-                queue, size = (left, len(left)) if everything else (self._ranked(base, state, left, noise, thorough=not all_ranked), 1)
+                queue, size = (left, len(left)) if everything else (self._ranked(base, state, left, noise, thorough=again), 1)
                 ranked_at, all_ranked = frozenset(state.blocks), len(queue) == len(left)
-            # Where the best of a part does not keep its promise, a better one may be among those that were not ranked.
+            # Where the best of a part brings less than it promised, others are ranked anew: from where it led, or all of them.
             step, queue = queue[:size], queue[size:] if all_ranked else []
             iterations += 1
             tried = (*state.blocks, *step)
@@ -231,7 +231,8 @@ class Reversion:
     def _ranked(self, base: Candidate, state: State, blocks: Sequence[Block], noise: dict[Block, float], *, thorough: bool) -> list[Block]:
         """Blocks by what their reversion from `state` brings on the samples that it loses most on.
 
-        thorough: all blocks. Otherwise none beyond those among which one would be enough if it changed nothing on other samples.
+        thorough: all blocks, as the best of a part has failed. Otherwise none beyond those among which one would be enough if it
+        changed nothing on other samples.
         Enough at the upper end of the drop's confidence interval: a block that just keeps the budget on these samples is likely
         to miss it on others, and a better one, often cheaper, may be among the rest.
         """

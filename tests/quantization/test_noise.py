@@ -106,6 +106,25 @@ def test_activations_equal_numpy_on_the_raw_tensors(model: ov.Model, images: lis
     assert measured(model, quantizers, ranges, images) == pytest.approx(expected, abs=0.006)
 
 
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_shares_name_the_tensor_whose_small_channels_drown(channels_last: bool) -> None:
+    """Of three channels one is a hundred times as large and one is zero: the small one is lost, and counts as half of what there is."""
+    values = np.random.default_rng(4).uniform(-1, 1, (1, 3, 20, 20)).astype(np.float32) * np.array([100, 0.3, 0]).reshape(1, 3, 1, 1)
+    values = values.astype(np.float32)
+    if channels_last:
+        values = values.reshape(1, 3, 400).transpose(0, 2, 1)
+    image = operations.parameter(values.shape, np.float32, name="image")
+    noise = ActivationNoise(
+        ov.Model([operations.relu(image)], [image]), Plan((quantizer("q", ACTIVATIONS, "image", "relu"),), ()), {"q": scalar(-128.0, 127.0)}
+    )
+    outputs = list(ov.Core().compile_model(noise.model, "CPU", F32)(values).values())
+    large = values[..., 0] if channels_last else values[:, 0]
+    error = float(np.mean((np.rint(large) - large) ** 2) / np.mean(large**2))
+    assert noise.shares([outputs])["q"] == pytest.approx((error + 1) / 2, rel=1e-5)
+    ratio = noise.ratios([outputs])["q"]
+    assert ratio is not None and ratio > 40  # of the whole tensor nearly nothing is lost
+
+
 def test_a_tensor_that_is_exact_or_zero_has_no_ratio(model: ov.Model) -> None:
     quantizers, ranges = [quantizer("q", ACTIVATIONS, "image", "conv")], {"q": scalar(0.0, 255.0)}
     image = np.random.default_rng(4).integers(0, 256, (1, 3, 16, 16)).astype(np.float32)
