@@ -19,6 +19,7 @@ Infer = Callable[[ov.Model], Iterable[Sequence[NDArray[Any]]]]
 
 CHUNK = 64  # samples that are handed on together, so that NumPy works on many of them at once
 CHUNK_BYTES = 2**25  # unless they are larger than this
+FEW = 8  # integers that are worth comparing with others
 BUDGET = 2**26  # bytes of a sample that may leave the model at once where memory is short
 
 
@@ -75,6 +76,7 @@ def _run_pass(model: ov.Model, wanted_of: Callable[[Graph], Iterable[Wanted]], i
             alone.append((len(results), item))
             results.append(op.result(item.output))
     clone.add_results(results)
+    _share_numbers(clone)
     clone.validate_nodes_and_infer_types()
     shapes = [tuple(item.output.get_shape()) for item in joined]
     ends = np.cumsum([math.prod(shape) for shape in shapes], dtype=np.int64)
@@ -109,6 +111,19 @@ def _instrumented(model: ov.Model, wanted_of: Callable[[Graph], Iterable[Wanted]
     for result in list(clone.get_results()):
         clone.remove_result(result)
     return clone, wanted
+
+
+def _share_numbers(model: ov.Model) -> None:
+    """Make equal integers, such as axes, one constant: the search for tails has hundreds, and without them models compile faster."""
+    known: dict[tuple[str, tuple[int, ...], bytes], ov.Node] = {}
+    for node in model.get_ops():
+        if node.get_type_name() != "Constant" or not node.get_output_element_type(0).is_integral() or math.prod(node.shape) > FEW:
+            continue
+        values = node.data
+        first = known.setdefault((str(values.dtype), values.shape, values.tobytes()), node)
+        if first is not node:
+            for port in node.output(0).get_target_inputs():
+                port.replace_source_output(first.output(0))
 
 
 def _sizes(model: ov.Model, wanted_of: Callable[[Graph], Iterable[Wanted]], infer: Infer, samples: int) -> list[int]:
