@@ -11,7 +11,7 @@ from stages import accuracy_budget, artifacts, tuning_outcome
 from stages.collected import corrected_by, statistics_collected, tuned_from
 from stages.reasons import Left, by_reason, left_biases, left_float, which
 from stages.schema import Config
-from stages.units import difference, metric_value, model_names, number, ratio
+from stages.units import difference, metric_value, model_names, number, plural, ratio
 
 MOST_REASONS = 5
 STAGES = ("config", "prepare", "collect_statistics", "quantize", "correct_bias", "evaluate", "accuracy_aware", "tune")
@@ -102,13 +102,13 @@ def _quantized(quantizers: dict[str, Any], rows: list[dict[str, Any]]) -> list[s
     """What became INT8, and what did not and why: what costs most first, then layers with weights, then the many."""
     kinds = Counter(entry["kind"] for entry in quantizers["quantizers"])
     layers = {layer["name"] for entry in quantizers["quantizers"] for layer in entry["layers"]}
-    title = f"quantized: {len(layers)} operations, by {kinds['weights']} weight and {kinds['activations']} activation quantizers"
+    title = f"quantized: {plural(len(layers), 'operation')}, by {kinds['weights']} weight and {kinds['activations']} activation quantizers"
     left = left_float(rows)
     if not left:
         return [title, "left float: nothing"]
     total = sum(entry.share for entry in left)
     measured = f", {100 * total:.1f} % of INT8's run time" if total else ""
-    return [title, f"left float: {len({entry.name for entry in left})} operations{measured}", *_listing(left, shares=total > 0)]
+    return [title, f"left float: {plural(len({entry.name for entry in left}), 'operation')}{measured}", *_listing(left, shares=total > 0)]
 
 
 def _alignment(quantizers: dict[str, Any]) -> list[str]:
@@ -117,7 +117,8 @@ def _alignment(quantizers: dict[str, Any]) -> list[str]:
     if not aligned and not not_aligned:
         return []
     reasons = ", ".join(f"{count} as {reason}" for reason, count in Counter(pair["reason"] for pair in not_aligned).most_common())
-    return [f"channels: {aligned} layers aligned with the one before, {len(not_aligned)} left" + (f": {reasons}" if reasons else "")]
+    line = f"channels: {plural(aligned, 'layer')} aligned with the one before, {len(not_aligned)} left"
+    return [f"{line}: {reasons}" if reasons else line]
 
 
 def _biases(config: Config, corrections: dict[str, Any]) -> list[str]:
@@ -138,7 +139,8 @@ def _tuning(corrections: dict[str, Any]) -> list[str]:
     shares = [entry["loss_after"] / entry["loss_before"] for entry in tuning["tuned"]]
     smaller = f", their squared error {100 - 100 * median(shares):.0f} % smaller (median)" if shares else ""
     left = [Left(entry["name"], entry["type"], entry["reason"], 0.0) for entry in tuning["left"]]
-    return [f"layer-wise tuning: {len(shares)} layers{smaller}, {len(left)} left; {tuned_from(tuning)}", *_listing(left, shares=False)]
+    title = f"layer-wise tuning: {plural(len(shares), 'layer')}{smaller}, {len(left)} left; {tuned_from(tuning)}"
+    return [title, *_listing(left, shares=False)]
 
 
 def _listing(left: Sequence[Left], *, shares: bool) -> list[str]:

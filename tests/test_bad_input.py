@@ -6,6 +6,8 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 import numpy as np
 import openvino as ov
@@ -91,6 +93,48 @@ def test_a_corrupt_onnx(own: Project) -> None:
     check_refused(own, before, "net.onnx is corrupt or no .onnx model")
 
 
+X = np.random.default_rng(0).normal(size=(20, 4)).astype(np.float32)
+Y = np.arange(20) % 3
+MISFITS: list[tuple[dict[str, np.ndarray], str]] = [
+    ({"x": X[:, :3], "y": Y}, "calibration sample 0: input x has shape [1, 3], but the model expects [1, 4]"),
+    ({"x": X[:0], "y": Y[:0]}, "data.calibration: the data set has no samples"),
+    ({"x": X, "y": Y[:15]}, "data.calibration: the arrays of data.npz differ in length: x has 20, y has 15"),
+    ({"x": X, "y": np.array(list("abc"))[Y]}, "validation sample 12: Accuracy needs a class index as label, not str 'a'"),
+    ({"x": X, "y": np.eye(3)[Y]}, "validation sample 12: Accuracy needs a class index as label, not an array of float64 [3]"),
+    ({"a": X, "b": X, "y": Y}, "calibration sample 0 has an input 'a', 'b', but the model's inputs are: x"),
+]
+
+
+def test_data_and_weights_that_do_not_fit(own: Project) -> None:
+    """Without DVC, which would take away what is there."""
+    before = prepared(own)
+
+    def check_refused_alone(message: str) -> None:
+        outcome = own.run(sys.executable, "-m", "stages.prepare")
+        assert (outcome.code, outcome.output) == (1, f"prepare: error: {message}\n")
+        assert prepared(own) == before
+
+    for arrays, message in MISFITS:
+        np.savez(own.root / "data.npz", **arrays)  # type: ignore[arg-type]
+        check_refused_alone(message)
+    write_data(own)
+    weights = own.root / "net.bin"
+    weights.write_bytes(weights.read_bytes()[:20])
+    check_refused_alone("net.xml cannot be imported: Incorrect weights in bin file! (its weights: net.bin, 20 bytes)")
+
+
+@contextmanager
+def file_system(folder: Path, options: str) -> Iterator[None]:
+    """Have a file system in memory in an empty folder; skip the test where that is not allowed."""
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", folder], capture_output=True, check=False)
+    if mounted.returncode:
+        pytest.skip("needs the right to mount a file system")
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", "-l", folder], check=True)
+
+
 @pytest.fixture
 def small_disk(own: Project) -> Iterator[Project]:
     """The prepared project with its build/ on a file system of one megabyte."""
@@ -98,14 +142,18 @@ def small_disk(own: Project) -> Iterator[Project]:
     copied = own.root / "copied"
     build.rename(copied)
     build.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", build], capture_output=True, check=False)
-    if mounted.returncode:
-        pytest.skip("needs the right to mount a small file system")
-    try:
+    with file_system(build, "size=1m"):
         shutil.copytree(copied, build, dirs_exist_ok=True)
         yield own
-    finally:
-        subprocess.run(["umount", "-l", build], check=True)
+
+
+def test_a_build_folder_that_cannot_be_written(project: Project) -> None:
+    (project.root / "build").mkdir()
+    with file_system(project.root / "build", "ro,size=1m"):
+        outcome = project.repro("config")
+    assert outcome.code != 0
+    assert outcome.errors == ["config: error: build/.lock: Read-only file system"]
+    assert "Traceback" not in outcome.output
 
 
 def test_a_full_disk(small_disk: Project) -> None:

@@ -137,7 +137,7 @@ def test_alignment_is_told_where_there_were_candidates(workspace: Path) -> None:
     assert "channels:" not in summary(built.config())
     left = [{"first": "a", "second": str(index), "reason": "it is grouped" if index else "it is padded"} for index in range(3)]
     edit(workspace / "build/quantize/quantizers.json", aligned=[["a", "b"]], not_aligned=left)
-    expected = "channels: 1 layers aligned with the one before, 3 left: 2 as it is grouped, 1 as it is padded"
+    expected = "channels: 1 layer aligned with the one before, 3 left: 2 as it is grouped, 1 as it is padded"
     assert line(summary(built.config()), "channels") == expected
 
 

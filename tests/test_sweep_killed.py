@@ -41,6 +41,8 @@ def test_stopped_and_started_again(tmp_path: Path, sent: signal.Signals, launche
     while list(processes(project.root)) and time.monotonic() < end:
         time.sleep(0.5)
     assert not list(processes(project.root))
+    if sent == signal.SIGKILL:
+        assert not list(project.root.glob("multirun/*/*.result.json"))  # jobs ended before their time
     again = sweep(project, PRESETS, f"hydra/launcher={launcher}")
     assert again.code == 0, again.output
     # What was done before is not done again.
