@@ -21,6 +21,7 @@ from stages.runtime import engine
 from stages.runtime.latency import Spread
 from stages.search import tuning
 from stages.search.candidates import Candidate, candidate_key
+from stages.search.early import BeyondBudget
 from stages.search.evaluator import Outcome, Task, Timing, build_candidate, evaluate, task_key, time_models
 from stages.search.executors import executing
 from stages.search.history import History
@@ -28,8 +29,8 @@ from stages.search.journal import Journal
 from stages.search.objective import Score, Target
 from stages.search.problem import Problem
 from stages.search.session import Session
-from stages.search.space import FLOAT, Space
-from stages.search.tpe import Settings
+from stages.search.space import FLOAT, Proposal, Space
+from stages.search.tpe import Proposer, Settings, Told
 from stages.search.tuning import CONSTRAINED, FULL, POT_LOSS, Goal, Search, Trial, exclusions, shuffled
 from stages.searching import cluster_start
 from stages.tuning_report import best_so_far, explained, importance, trials
@@ -220,6 +221,30 @@ def test_stop_error_gives_up_but_never_on_the_first(problem: Problem, space: Spa
     assert all(trial.complete for trial in ended(problem, space, tmp_path, stop_error=0.0, max_trials=3, **changes).trials)
 
 
+def test_stop_error_and_the_budget_reach_the_evaluation(problem: Problem, space: Space, tmp_path: Path) -> None:
+    counting = Counting(problem)
+    with searching(problem, space, tmp_path, replace(GOAL, stop_error=0.2, max_trials=3), counting) as search:
+        search.run(starts(search))
+    assert [task.stop for task in counting.tasks] == [None, *[BeyondBudget((("error", 1.0),), 0.05, 0.2, chunk=3)] * 2]
+
+
+@pytest.mark.parametrize("objective", [POT_LOSS, CONSTRAINED])
+def test_the_sampler_learns_of_the_constraint_where_there_is_one(
+    problem: Problem, space: Space, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, objective: str
+) -> None:
+    told: list[Told] = []
+
+    def propose(proposer: Proposer, trials: list[Told], count: int, known: set[str]) -> list[Proposal]:
+        told.extend(trials)
+        return []
+
+    monkeypatch.setattr(Proposer, "propose", propose)
+    search = ended(problem, space, tmp_path, objective=objective)
+    assert search.ended == "there is nothing else to try in the space"
+    beyond = [trial.score.accuracy_loss - 0.05 if objective == CONSTRAINED else None for trial in search.trials]
+    assert told == [Told(trial.proposal, trial.loss, excess) for trial, excess in zip(search.trials, beyond, strict=True)]
+
+
 def test_objectives_differ(problem: Problem, space: Space, finished: Search, tmp_path: Path) -> None:
     constrained = ended(problem, space, tmp_path, objective=CONSTRAINED)
     assert [trial.loss for trial in constrained.trials] == [-math.log(trial.score.speed_up) for trial in constrained.trials]
@@ -384,6 +409,14 @@ def test_settings_of_the_benchmark(problem: Problem, space: Space, monkeypatch: 
     assert all(properties["PERFORMANCE_HINT"] == "LATENCY" and shape == "[1,3,8,8]" for shape, properties in seen)
     long = time_models(fresh, {"it": model.clone()}, Timing(0.5))
     assert len(long["it"]) > len(rounds["it"])
+
+
+@pytest.mark.parametrize(("hint", "timed"), [("LATENCY", "one at a time"), ("THROUGHPUT", "all at once")])
+def test_the_hint_says_what_is_timed(problem: Problem, space: Space, monkeypatch: pytest.MonkeyPatch, hint: str, timed: str) -> None:
+    monkeypatch.setattr("stages.search.evaluator.latency.latency", lambda *_: "one at a time")
+    monkeypatch.setattr("stages.search.evaluator.latency.saturated", lambda *_: "all at once")
+    found: Any = time_models(problem, {"it": build_candidate(problem, Candidate(space.offer.plan))[0]}, Timing(0.02, hint=hint))
+    assert found == timed
 
 
 def test_timings_are_told_apart_in_the_journal(space: Space) -> None:
