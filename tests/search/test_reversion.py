@@ -245,6 +245,13 @@ def test_range_estimators_and_bias_correction_are_tuned_before_layers_are_given_
     assert all(task.candidate.bias_correction.use_fast_bias and not quantile(task.candidate, 1e-3) for task in session.asked)
 
 
+@pytest.mark.parametrize(("size", "expected"), [(None, COUNT), (7, 7)])
+def test_hyperparameters_are_tuned_on_at_most_so_many_of_the_hardest_samples(size: int | None, expected: int) -> None:
+    _, session = run_script(additive(conv3=36), tune_hyperparams=True, ranking_subset_size=size)
+    tried = [task for task in session.asked[1:] if not returned(task.candidate)]
+    assert len(tried) >= 3 and {len(task.positions or ()) for task in tried} == {expected}
+
+
 def test_tuned_hyperparameters_that_are_no_better_on_all_samples_are_not_taken() -> None:
     # Better on the hardest samples only: what it wins there it loses elsewhere, which the base model gets right.
     problem = culprit_problem(COUNT)
