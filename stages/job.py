@@ -123,7 +123,7 @@ def result_of(sweep: Path, number: int) -> Result:
     """How a job ended; one that left no word was killed, or never started."""
     path = sweep / f"{number}.result.json"
     if not path.exists():
-        return Result("was killed" if log_of(sweep, number).exists() else "did not start", 0.0)
+        return Result("was killed, or found the disk full" if log_of(sweep, number).exists() else "did not start", 0.0)
     values = artifacts.read_json(path)
     return Result(values["error"], values["seconds"], tuple(values["stages"]), track.Run(*values["run"]) if values["run"] else None)
 
@@ -287,7 +287,10 @@ def run(sweep: Path, number: int) -> None:
         error = " ".join(str(problem).split())
     finally:
         seconds = time.perf_counter() - started
-        write_result(sweep, number, Result(error, round(seconds, 1), tuple(stages), logged))
+        try:
+            write_result(sweep, number, Result(error, round(seconds, 1), tuple(stages), logged))
+        except OSError as problem:  # a full disk: other jobs go on, and may find room
+            error = f"{error or 'done'}, but cannot say so: {problem.strerror}"
     print(f"{job.number} {job.label}: {'done' if error is None else f'FAILED, {error}'} ({seconds:.0f} s)", flush=True)
 
 

@@ -71,18 +71,23 @@ def guarded(name: str, work: Callable[[], dict[str, Any] | None], patience: floa
     except UserError as error:
         return _fail(name, str(error))
     except OSError as error:
-        place = error.filename2 or error.filename or artifacts.folder(name)
-        if error.errno in _FULL_DISK:
-            return _fail(name, f"disk full while writing {place}")
-        if error.errno in _NOT_WRITABLE:
-            return _fail(name, f"{place}: {error.strerror}")
-        raise
+        if (reason := of_the_disk(error, artifacts.folder(name))) is None:
+            raise
+        return _fail(name, reason)
     except MemoryError:
         return _fail(name, f"out of memory (peak {peak_memory_mb():.0f} MB)")
     except KeyboardInterrupt:
         print(f"{name}: interrupted", file=sys.stderr)
         return 130
     return 0
+
+
+def of_the_disk(error: OSError, place: Path) -> str | None:
+    """One line for an error that the user can mend: a full disk, or no right to write. `place` is named where the error names none."""
+    named = error.filename2 or error.filename or place
+    if error.errno in _FULL_DISK:
+        return f"disk full while writing {named}"
+    return f"{named}: {error.strerror}" if error.errno in _NOT_WRITABLE else None
 
 
 def cpu_seconds() -> float:

@@ -39,7 +39,7 @@ from stages.overrides import Combination, combinations, edited
 from stages.passwords import without_passwords
 from stages.report import comparison
 from stages.schema import Config
-from stages.stage import quiet_libraries
+from stages.stage import of_the_disk, quiet_libraries
 from stages.units import plural
 from stages.validation import checked
 from stages.variants import table, variants
@@ -61,6 +61,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return sweep(parser.parse_args(arguments).overrides)
     except UserError as error:
         print(f"sweep: error: {without_passwords(str(error))}", file=sys.stderr)
+        return 1
+    except OSError as error:
+        if (reason := of_the_disk(error, SWEEPS)) is None:
+            raise
+        print(f"sweep: error: {reason}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("sweep: interrupted", file=sys.stderr)

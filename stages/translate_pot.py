@@ -18,9 +18,11 @@ from pathlib import Path
 
 import yaml
 
+from stages import artifacts
 from stages.errors import UserError
 from stages.pot.reading import read_pot
 from stages.pot.translation import Remark, Translation, nested, translate
+from stages.stage import of_the_disk
 
 NAME = "translate_pot"
 PARAMS = Path("params.yaml")
@@ -41,7 +43,13 @@ def main() -> None:
         sys.exit(1)
     text = params_yaml(translation, arguments.configuration.name)
     if arguments.write:
-        PARAMS.write_text(text, encoding="utf-8")
+        try:
+            artifacts.write_text(PARAMS, text)
+        except OSError as error:
+            if (reason := of_the_disk(error, PARAMS)) is None:
+                raise
+            print(f"{NAME}: error: {reason}", file=sys.stderr)
+            sys.exit(1)
     else:
         print(text, end="")
     print("\n".join(listing(translation)), file=sys.stderr)

@@ -16,6 +16,7 @@ from openvino import opset13 as op
 
 from tests.project import Outcome, Project
 from tests.runtime import models
+from tests.sweeping import sweep
 
 PARAMS = """\
 model: {{name: net, path: {model}}}
@@ -145,6 +146,19 @@ def small_disk(own: Project) -> Iterator[Project]:
     with file_system(build, "size=1m"):
         shutil.copytree(copied, build, dirs_exist_ok=True)
         yield own
+
+
+@pytest.mark.parametrize(
+    ("options", "message"), [("ro,size=1m", ": Read-only file system"), ("size=100k", "sweep: error: disk full while writing multirun/")]
+)
+def test_a_sweep_without_room_for_its_jobs(project: Project, options: str, message: str) -> None:
+    (project.root / "multirun").mkdir()
+    with file_system(project.root / "multirun", options):
+        outcome = sweep(project, "quantization.preset=performance,mixed")
+    assert outcome.code == 1
+    (line,) = outcome.errors
+    assert line.startswith("sweep: error: ") and message in line
+    assert "Traceback" not in outcome.output
 
 
 def test_a_build_folder_that_cannot_be_written(project: Project) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import sqlite3
 import sys
@@ -10,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from stages import job
+from stages import artifacts, job, promote, translate_pot
 from stages.overrides import Combination, combinations
 from stages.sweep import meetings
 from tests.project import Outcome, Project
@@ -254,7 +255,42 @@ def test_a_defect_is_told_by_its_own_last_words(tmp_path: Path) -> None:
     assert job.result_of(tmp_path, 0).error == "tune: KeyError: 3"
 
 
+def test_a_job_that_has_no_room_for_its_result_does_not_stop_the_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(path: Path, value: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    job.write(tmp_path, job.Job(0, (), (), error="config: error: wrong"))
+    monkeypatch.setattr(artifacts, "write_json", full)
+    job.run(tmp_path, 0)
+    told = "FAILED, config: error: wrong, but cannot say so: No space left on device"
+    assert told in capsys.readouterr().out
+
+
+def test_a_full_disk_keeps_params(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.chdir(tmp_path)
+    for folder, text in ((".", "seed: 1\n"), ("multirun/now", "seed: 1\n"), ("multirun/now/0", "seed: 2\n")):
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        Path(folder, "params.yaml").write_text(text)
+    job.write_result(Path("multirun/now"), 0, job.Result(None, 1.0))
+
+    def full(file: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("stages.artifacts.os.fsync", full)
+    assert promote.main(["0"]) == 1
+    assert capsys.readouterr().err == "promote: error: disk full while writing params.yaml\n"
+    Path("pot.json").write_text('{"model": {"model_name": "net"}, "compression": {"algorithms": [{"name": "DefaultQuantization"}]}}')
+    monkeypatch.setattr(sys, "argv", ["translate_pot", "pot.json", "--write"])
+    with pytest.raises(SystemExit, match=r"^1$"):
+        translate_pot.main()
+    assert capsys.readouterr().err.endswith("translate_pot: error: disk full while writing params.yaml\n")
+    assert Path("params.yaml").read_text() == "seed: 1\n"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["multirun", "params.yaml", "pot.json"]
+
+
 def test_a_job_that_was_killed_says_so(tmp_path: Path) -> None:
     assert job.result_of(tmp_path, 0).error == "did not start"
     job.log_of(tmp_path, 0).write_text("Running stage 'prepare':\n")
-    assert job.result_of(tmp_path, 0).error == "was killed"
+    assert job.result_of(tmp_path, 0).error == "was killed, or found the disk full"
