@@ -262,6 +262,8 @@ def test_the_noisiest_layers_come_first_and_longest(workspace: Path) -> None:
     assert bars[0].width == 100.0
     assert [bar.width for bar in bars] == sorted((bar.width for bar in bars), reverse=True)
     assert bars[0].note == "weights of Convolution, 8 bits, symmetric, per tensor, mean of abs_max"
+    text = rendered().text  # the table of all layers uses the same words
+    assert "activations, 8 bits, symmetric, per tensor" in text and "pertensor" not in text
 
 
 def test_time_is_told_where_it_was_measured(workspace: Path) -> None:
