@@ -157,6 +157,11 @@ def test_load_methods(uninterrupted: tuple[Project, list[Ran]]) -> None:
     again = run(project, max_trials="12")
     assert again["evaluated"] == 0
     assert (rows(project), result(project)) == (warm.rows, warm.result)
+    # With another seed it keeps what there is, and goes on in another way than a new search begins.
+    further = run(project, max_trials="13", trials_load_method="warm_start", seed="9")
+    assert further["trials"] == 13 and rows(project)[:12] == warm.rows
+    run(project, max_trials="12", seed="9")
+    assert rows(project) != warm.rows
 
 
 @pytest.mark.slow

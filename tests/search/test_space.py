@@ -66,6 +66,11 @@ def drawn(seed: int) -> Callable[[Question, tuple[str, ...], str], str]:
             {"tuning_scope": ["range_estimator"], "estimator_tuning_scope": ["type"]},
             {"activations.estimator.max.type", "weights.estimator.max.type"},
         ),
+        # The presets differ in types only.
+        (
+            {"tuning_scope": ["range_estimator"], "estimator_tuning_scope": ["preset", "type"]},
+            {"activations.estimator.max.type", "weights.estimator.max.type"},
+        ),
         ({"tuning_scope": ["range_estimator"], "estimator_tuning_scope": ["aggregator"]}, {"activations.estimator.max.aggregator"}),
         (
             {
