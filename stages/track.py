@@ -255,7 +255,18 @@ def _client(uri: str) -> Iterator[MlflowClient]:
         with _only_writer(uri):
             yield MlflowClient(uri)
     except (MlflowException, SQLAlchemyError, ImportError, PermissionError) as error:  # ImportError: a driver is missing
-        raise UserError(f"MLflow at {without_passwords(uri)}: {without_passwords(str(error).splitlines()[0])}") from error
+        raise UserError(f"MLflow at {without_passwords(uri)}: {without_passwords(_why(error))}") from error
+
+
+def _why(error: Exception) -> str:
+    """What is wrong with a store, in one line."""
+    text = str(error).splitlines()[0]
+    if isinstance(error, ImportError):
+        hint = "pip install -e '.[postgresql]'" if error.name == "psycopg" else "install the driver that the address asks for"
+        return f"{text}; {hint}"
+    if "Max retries exceeded" in text:  # the rest is about how it was tried
+        return f"the server cannot be reached: {text.rpartition(': ')[2].rstrip(')' + chr(34) + chr(39))}"
+    return text
 
 
 @contextmanager

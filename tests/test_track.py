@@ -309,10 +309,27 @@ def test_a_server_that_does_not_answer_is_one_line_within_seconds(workspace: Pat
     done = run_stage(workspace, MLFLOW_TRACKING_URI=f"http://user:secret@127.0.0.1:{port}")
     assert time.monotonic() - started < 30
     assert done.returncode == 1
-    assert done.stderr.startswith(f"track: error: MLflow at http://***@127.0.0.1:{port}: ")
+    assert done.stderr.startswith(f"track: error: MLflow at http://***@127.0.0.1:{port}: the server cannot be reached: ")
+    assert done.stderr.endswith("Connection refused\n")
     assert done.stderr.count("\n") == 1
     assert "secret" not in done.stderr + done.stdout
     assert "exact_match" in done.stdout  # the result is told first
+
+
+@pytest.mark.parametrize(
+    ("scheme", "driver", "hint"),
+    [
+        ("postgresql+psycopg", "psycopg", "pip install -e '.[postgresql]'"),
+        ("postgresql+pg8000", "pg8000", "install the driver that the address asks for"),
+    ],
+)
+def test_a_driver_that_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch, scheme: str, driver: str, hint: str) -> None:
+    monkeypatch.setitem(sys.modules, driver, None)
+    address = f"{scheme}://me@127.0.0.1/db"
+    with pytest.raises(UserError) as caught, track._client(address):
+        pass
+    assert str(caught.value).startswith(f"MLflow at {scheme}://***@127.0.0.1/db: ") and str(caught.value).endswith(f"; {hint}")
+    assert driver in str(caught.value)
 
 
 def test_a_store_that_is_no_database_is_one_line(workspace: Path) -> None:
