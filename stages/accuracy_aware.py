@@ -13,18 +13,21 @@ Examples:
 from __future__ import annotations
 
 import sys
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from stages import artifacts
 from stages.errors import UserError
 from stages.schema import Config
 from stages.stage import run
+from stages.units import amount
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     import openvino as ov
 
+    from stages.search.budget import Budget
     from stages.search.candidates import Candidate
     from stages.search.problem import Problem
     from stages.search.reversion import Step
@@ -61,7 +64,9 @@ def main(config: Config) -> dict[str, Any]:
     base, known = start(config, problem)
     mixed = mixed_candidate(config, problem, base)
     with searching(problem, NAME, config.cluster, cluster_start(config.cluster)) as session, Progress(NAME, unit="evaluations") as advance:
-        search = Reversion(session, budget, settings, parts.search, _print, advance, config.evaluate.confidence, config.seed)
+        search = Reversion(
+            session, budget, settings, parts.search, partial(_print, budget), advance, config.evaluate.confidence, config.seed
+        )
         best = search.run(base, known, mixed)
         if known is not None and candidate_key(best.candidate) == candidate_key(base):
             rows = known
@@ -89,8 +94,9 @@ def main(config: Config) -> dict[str, Any]:
     return {"enabled": True, "holds": result["holds"], "evaluated": session.evaluated, "remembered": session.remembered}
 
 
-def _print(step: Step) -> None:
-    drops = ", ".join(f"{metric} drops by {drop:.4g}" for metric, drop in (step.drops or {}).items())
+def _print(budget: Budget, step: Step) -> None:
+    shares = {goal.metric: goal.judge.higher_is_better and 0.0 <= goal.baseline <= 1.0 for goal in budget.goals}
+    drops = ", ".join(f"{metric} drops by {amount({'share': shares[metric]}, drop)}" for metric, drop in (step.drops or {}).items())
     layers = f" {', '.join(step.layers[:2])}{', ...' if len(step.layers) > 2 else ''}" if step.layers else ""
     print(f"{NAME}: {step.phase}{layers}: {drops + '; ' if drops else ''}{step.why}", file=sys.stderr, flush=True)
 

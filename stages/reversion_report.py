@@ -12,6 +12,7 @@ from stages.search.budget import Budget, Goal, Parts, drop_interval
 from stages.search.evaluator import Rows
 from stages.search.problem import Problem
 from stages.search.reversion import Reversion, State, Step
+from stages.units import amount, difference
 
 
 def result_json(
@@ -26,7 +27,7 @@ def result_json(
     first, correction = search.trace[0], best.candidate.bias_correction
     held_out = [entry["held_out"] for entry in metrics.values() if entry["held_out"] is not None]
     short = [
-        f"{name} drops by {entry['drop']:.4g} where {entry['limit']:.4g} is allowed"
+        f"{name} drops by {amount(entry, entry['drop'])} where {difference(entry, entry['limit'])} is allowed"
         for name, entry in metrics.items()
         if budget.goals[list(metrics).index(name)].excess(entry["value"]) > 0
     ]

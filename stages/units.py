@@ -24,9 +24,14 @@ def difference(metric: Mapping[str, Any], value: float) -> str:
     return f"{100 * value + 0.0:.2f}" if metric["share"] else f"{value + 0.0:.4g}"
 
 
+def amount(metric: Mapping[str, Any], value: float) -> str:
+    """A difference of two values of a metric: of shares `2.10 points`."""
+    return difference(metric, value) + (" points" if metric["share"] else "")
+
+
 def drop(metric: Mapping[str, Any], numbers: Mapping[str, Any]) -> str:
     """`0.40 points [-0.20, 1.00]`: a drop with its interval, where it has one; numbers: `drop`, `drop_low` and `drop_high`."""
-    text = difference(metric, numbers["drop"]) + (" points" if metric["share"] else "")
+    text = amount(metric, numbers["drop"])
     if numbers["drop_low"] is None:
         return text
     return f"{text} [{difference(metric, numbers['drop_low'])}, {difference(metric, numbers['drop_high'])}]"

@@ -16,9 +16,10 @@ import pytest
 from stages import accuracy_aware
 from stages.config import load_config
 from stages.errors import UserError
+from stages.runtime.metrics import Accuracy, ReferenceError
 from stages.schema import AccuracyAware, BudgetMetric, Cluster, Config
-from stages.search.budget import Parts, divide
-from stages.search.reversion import Reversion, State
+from stages.search.budget import Budget, Goal, Parts, divide
+from stages.search.reversion import Reversion, State, Step
 from stages.searching import base_candidate, make_problem
 from stages.starting_points import mixed_candidate
 from tests.project import Project, copy_project
@@ -217,6 +218,14 @@ def test_more_ranking_samples_than_there_are_is_refused_before_any_work(config: 
     with pytest.raises(UserError, match=r"ranking_subset_size: 161 is not allowed; expected at most 160, the samples that the search"):
         search(config, ranking_subset_size=161)
     assert not Path("build/accuracy_aware").exists() and journal_lines(Path()) == journal
+
+
+def test_drops_of_shares_are_told_in_points_and_others_in_their_unit(capsys: pytest.CaptureFixture[str]) -> None:
+    goals = (Goal("accuracy", Accuracy(), 0.899, 0.01), Goal("error", ReferenceError(), 0.0, 0.03))
+    step = Step(1, "revert", ("conv",), 1, {"accuracy": 0.02625, "error": 0.128}, False, "exceeds the budget")
+    accuracy_aware._print(Budget(goals), step)
+    told = "accuracy_aware: revert conv: accuracy drops by 2.62 points, error drops by 0.128; exceeds the budget\n"
+    assert capsys.readouterr().err == told
 
 
 def test_a_budget_that_cannot_be_met_fails_unless_it_is_to_be_kept(config: Config) -> None:

@@ -230,7 +230,7 @@ def test_a_model_that_misses_the_budget_is_not_the_one_to_deploy(workspace: Path
     report = contents(built.config(), "key")
     assert report.deployable == "build/correct_bias/model.xml"
     assert report.columns[3] == "closest to the budget"
-    assert report.budget is not None and report.budget.outcome.startswith("Accuracy budget: NOT MET: exact_match drops by 0.015")
+    assert report.budget is not None and report.budget.outcome.startswith("Accuracy budget: NOT MET: exact_match drops by 1.50 points")
 
 
 def test_a_tuned_model_beyond_the_budget_is_not_the_one_to_deploy(workspace: Path) -> None:

@@ -231,7 +231,7 @@ accuracy budget: holds
 
 def test_an_accuracy_budget_that_is_not_met_or_not_confirmed_is_said_plainly(workspace: Path) -> None:
     built.write_accuracy_aware(workspace, holds=False)
-    assert "accuracy budget: NOT MET: exact_match drops by 0.015 where 0.01 is allowed; no further" in summary(built.config())
+    assert "accuracy budget: NOT MET: exact_match drops by 1.50 points where 1.00 is allowed; no further" in summary(built.config())
     built.write_accuracy_aware(workspace)
     edit(workspace / "build/accuracy_aware/result.json", confirmed=False)
     assert "  NOT CONFIRMED: on the held-out samples the drop is larger than allowed" in summary(built.config())
