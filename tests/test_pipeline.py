@@ -106,7 +106,8 @@ def processes(project: Project, stage: str) -> Iterator[int]:
             yield int(folder.name)
 
 
-@pytest.mark.parametrize("stage", WORK)
+# Searches are off here: test_accuracy_aware and test_tune kill them while they search.
+@pytest.mark.parametrize("stage", [stage for stage in WORK if stage not in ("accuracy_aware", "tune")])
 def test_killed_at_any_moment_and_completed(project: Project, built: Project, stage: str) -> None:
     killed = 0
     for longest in (0.2, 0.8, 1.6, 2.4):
