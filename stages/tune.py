@@ -46,13 +46,15 @@ def main(config: Config) -> dict[str, Any]:
 
     from stages.search.session import searching
     from stages.searching import cluster_start
-    from stages.tuning_setup import make_history, make_search, make_space, starts, tuning_problem
+    from stages.tuning_setup import left_out, make_history, make_search, make_space, starts, tuning_problem
 
     problem = tuning_problem(config)
     if settings.trials_load_method == EVAL:
         return _rebuild(config, problem, make_history(config, problem, None))
     best = _fine_tune_base(config, problem) if settings.trials_load_method == FINE_TUNE else None
     space = make_space(config, problem, best)
+    for sentence in left_out(config):
+        print(f"{NAME}: {sentence}", file=sys.stderr, flush=True)
     history = make_history(config, problem, space)
     with searching(problem, NAME, config.cluster, cluster_start(config.cluster)) as session:
         search = make_search(config, session, space)
@@ -149,9 +151,9 @@ def show_space() -> int:
     """Print the space and return the exit code."""
     try:
         config = load_config()
-        from stages.tuning_setup import make_space, tuning_problem
+        from stages.tuning_setup import left_out, make_space, tuning_problem
 
-        print("\n".join(make_space(config, tuning_problem(config)).describe()))
+        print("\n".join([*make_space(config, tuning_problem(config)).describe(), *left_out(config)]))
     except UserError as error:
         print(f"{NAME}: error: {error}", file=sys.stderr)
         return 1

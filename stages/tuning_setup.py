@@ -11,8 +11,9 @@ from stages.errors import UserError
 from stages.quantization.graph import Graph, read_graph
 from stages.quantization.plan import Plan, plan_from_json
 from stages.quantization.planning import Offer, make_offer, make_plan, require_something_to_quantize
-from stages.quantization.schemes import Target, read_target
+from stages.quantization.schemes import ACTIVATIONS, Target, read_target
 from stages.quantization.statistics import Statistics, first_samples
+from stages.runtime.engine import distrusts_zero_points
 from stages.schema import Config, Quantization
 from stages.search import objective, tpe
 from stages.search.candidates import candidate_key, digest
@@ -149,7 +150,20 @@ def _baselines(config: Config, problem: Problem) -> tuple[tuple[str, float | Non
 def _offer(config: Config, problem: Problem) -> Offer:
     offer = make_offer(*_plan_arguments(config, problem, config.tune.space.preset or config.quantization.preset))
     require_something_to_quantize(offer.plan)
-    return offer
+    if not distrusts_zero_points(config.engine):
+        return offer
+    schemes = {
+        name: tuple(quantizer for quantizer in choices if quantizer.kind == ACTIVATIONS or quantizer.scheme.symmetric)
+        for name, choices in offer.schemes.items()
+    }
+    return offer._replace(schemes=schemes)
+
+
+def left_out(config: Config) -> list[str]:
+    """What the target can run and the space does not offer, as sentences."""
+    if distrusts_zero_points(config.engine) and "mode" in config.tune.space.tuning_scope:
+        return ["asymmetric weights are left out: a model with any of them runs in f32, unless engine.inference_precision is set"]
+    return []
 
 
 def _plan_arguments(config: Config, problem: Problem, preset: str) -> tuple[Graph, Target, Quantization, Statistics]:

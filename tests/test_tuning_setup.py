@@ -12,7 +12,7 @@ import pytest
 from stages import schema, tuning_setup
 from stages.errors import UserError
 from stages.quantization.plan import Plan
-from stages.quantization.schemes import ACTIVATIONS
+from stages.quantization.schemes import ACTIVATIONS, WEIGHTS
 from stages.schema import Config, TargetDevice, Tune, TuneMetric, TuneSpace
 from stages.schema import TuneBenchmark as Benchmark
 from stages.search.candidates import without
@@ -40,8 +40,10 @@ def artifacts(problem: Problem, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def config(seed: int = 0, **tune: Any) -> Config:
-    """A configuration with these settings of `tune`."""
-    return dataclasses.replace(built_config(), target_device=TARGET, quantization=schema.Quantization(), seed=seed, tune=Tune(**tune))
+    """A configuration with these settings of `tune`, in f32: all schemes are offered."""
+    sections: dict[str, Any] = {"target_device": TARGET, "quantization": schema.Quantization()}
+    sections["engine"] = schema.Engine(inference_precision="f32")
+    return dataclasses.replace(built_config(), **sections, seed=seed, tune=Tune(**tune))
 
 
 def search(settings: Config, problem: Problem) -> Search:
@@ -133,6 +135,25 @@ def test_preset_of_the_space_or_of_the_quantization(problem: Problem) -> None:
     mixed = dataclasses.replace(config(), quantization=schema.Quantization(preset="mixed"))
     assert modes(mixed) == {"asymmetric"}
     assert modes(dataclasses.replace(mixed, tune=Tune(space=TuneSpace(preset="performance")))) == {"symmetric"}
+
+
+def test_asymmetric_weights_are_left_out_where_they_run_in_f32(problem: Problem) -> None:
+    def modes(settings: Config) -> set[tuple[str, str]]:
+        schemes = tuning_setup.make_space(settings, problem).offer.schemes
+        return {(quantizer.kind, quantizer.scheme.mode) for choices in schemes.values() for quantizer in choices}
+
+    everything = {(kind, mode) for kind in (ACTIVATIONS, WEIGHTS) for mode in ("symmetric", "asymmetric")}
+
+    def default(**tune: Any) -> Config:
+        return dataclasses.replace(config(**tune), engine=schema.Engine())
+
+    assert modes(config()) == everything and tuning_setup.left_out(config()) == []
+    assert modes(default()) == everything - {(WEIGHTS, "asymmetric")}
+    assert "asymmetric weights are left out" in tuning_setup.left_out(default())[0]
+    accurate = default(space=TuneSpace(preset="accuracy"))  # whose own weights are asymmetric: they may become symmetric
+    space = tuning_setup.make_space(accurate, problem)
+    asked = {question.key: choices for question, choices, _ in space.parameters() if question.kind == WEIGHTS}
+    assert asked["mode"] == ("asymmetric", "symmetric")
 
 
 # ------------------------------------------------------------------------------------------------ the trials that are given
