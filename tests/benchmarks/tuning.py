@@ -68,10 +68,11 @@ def main() -> None:
     config = replace(config, tune=tune)
     problem = tuning_problem(config)
     local = schema.Cluster()
-    found: dict[str, list[Search]] = {}
+    found: dict[str, list[Search]] = {tpe.TPE: [], tpe.RANDOM: []}
     with searching(problem, "tune-benchmark", local) as session:
-        for sampler in (tpe.TPE, tpe.RANDOM):
-            found[sampler] = [_searched(config, session, sampler, seed) for seed in range(arguments.seeds)]
+        for seed in range(arguments.seeds):
+            for sampler, searches in found.items():
+                searches.append(_searched(config, session, sampler, seed))
     _print_curves(found)
     _print_finals(problem, found)
 
