@@ -53,11 +53,11 @@ def main(config: Config) -> dict[str, Any]:
         return _rebuild(config, problem, make_history(config, problem, None))
     best = _fine_tune_base(config, problem) if settings.trials_load_method == FINE_TUNE else None
     space = make_space(config, problem, best)
-    for sentence in left_out(config):
-        print(f"{NAME}: {sentence}", file=sys.stderr, flush=True)
     history = make_history(config, problem, space)
     with searching(problem, NAME, config.cluster, cluster_start(config.cluster)) as session:
         search = make_search(config, session, space)
+        for sentence in left_out(config):
+            print(f"{NAME}: {sentence}", file=sys.stderr, flush=True)
         if settings.trials_load_method == WARM_START:
             search.go_on_from(history.load(space, search.candidate))
             if not search.trials:
