@@ -200,6 +200,14 @@ def test_half_precision() -> None:
     assert set(after) == {"conv", "matmul"} and min(before.values()) > 0.03 and max(after.values()) <= 1 / 64
 
 
+def test_all_layers_on_request() -> None:
+    """Also those that stay in floating point: they make up for the quantized ones before them."""
+    settings = COARSE | {"ignored": schema.Ignored(scope=["conv1"])}
+    for everywhere, expected in ((False, ["conv0", "matmul"]), (True, ["conv0", "conv1", "matmul"])):
+        found = corrections(chain(2), SAMPLES, replace(ACCURATE, apply_for_all_nodes=everywhere), **settings)
+        assert [entry.name for entry in found if entry.bias is not None] == expected
+
+
 def test_what_cannot_be_corrected_is_named() -> None:
     x = parameter(SHAPE)
     layers = [
