@@ -95,7 +95,9 @@ def main(config: Config) -> dict[str, Any]:
 
 
 def _print(budget: Budget, step: Step) -> None:
-    shares = {goal.metric: goal.judge.higher_is_better and 0.0 <= goal.baseline <= 1.0 for goal in budget.goals}
+    from stages.reports import is_share
+
+    shares = {goal.metric: is_share(goal.judge, [goal.baseline]) for goal in budget.goals}
     drops = ", ".join(f"{metric} drops by {amount({'share': shares[metric]}, drop)}" for metric, drop in (step.drops or {}).items())
     layers = f" {', '.join(step.layers[:2])}{', ...' if len(step.layers) > 2 else ''}" if step.layers else ""
     print(f"{NAME}: {step.phase}{layers}: {drops + '; ' if drops else ''}{step.why}", file=sys.stderr, flush=True)

@@ -18,6 +18,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import chdir, contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ import yaml
 from stages import artifacts, track
 from stages.config import load_config
 from stages.errors import UserError
-from stages.stage import parent_of
+from stages.stage import die_with, parent_of
 
 # Never part of a copy: results and stores, which grow, and hidden files but DVC's own.
 LEFT_OUT = {"build", "dvc_plots", "mlartifacts", "mlruns", "multirun", "outputs"}
@@ -34,7 +35,6 @@ HIDDEN = (".dvcignore",)
 SHARED = (".baseline", ".journal", ".models")  # of build/: caches and journals that may be used by many at once
 LARGEST_COPY = 1_000_000  # bytes; larger files are linked
 SWEEP = "SWEEP_PROCESS"  # in the environment of jobs: the number of the sweep's process
-_ORPHAN_CHECK_SECONDS = 0.5
 
 
 @dataclass(frozen=True)
@@ -362,16 +362,9 @@ def _die_with_the_sweep() -> None:
 
     DVC below it then ends with the first word that nobody reads. Jobs that a cluster has started are none of our business.
     """
-    chain = _ancestors_up_to(int(os.environ.get(SWEEP, 0)))
-    if not chain or any(thread.name == SWEEP for thread in threading.enumerate()):
-        return
-
-    def watch() -> None:
-        while _ancestors_up_to(chain[-1]) == chain:
-            time.sleep(_ORPHAN_CHECK_SECONDS)
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True, name=SWEEP).start()
+    ancestors = partial(_ancestors_up_to, int(os.environ.get(SWEEP, 0)))
+    if (chain := ancestors()) and all(thread.name != SWEEP for thread in threading.enumerate()):
+        die_with(chain, ancestors, SWEEP)
 
 
 def _ancestors_up_to(process: int) -> list[int]:

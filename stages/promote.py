@@ -18,7 +18,7 @@ from pathlib import Path
 from stages import artifacts, job
 from stages.config import PARAMS
 from stages.errors import UserError
-from stages.stage import of_the_disk
+from stages.stage import fail
 from stages.sweep import SWEEPS
 
 
@@ -34,14 +34,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = parser.parse_args(arguments)
     try:
         promote(folder_of(given.job), force=given.force)
-    except UserError as error:
-        print(f"promote: error: {error}", file=sys.stderr)
-        return 1
-    except OSError as error:
-        if (reason := of_the_disk(error, PARAMS)) is None:
-            raise
-        print(f"promote: error: {reason}", file=sys.stderr)
-        return 1
+    except (UserError, OSError) as error:
+        return fail("promote", error, PARAMS)
     return 0
 
 

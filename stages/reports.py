@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -12,6 +12,11 @@ from stages.runtime.baseline import Values
 from stages.runtime.confidence import paired_drop
 from stages.runtime.metrics import Metric
 from stages.schema import Config
+
+
+def is_share(metric: Metric, values: Iterable[float]) -> bool:
+    """Whether a metric with these values is shown in percent, and its drop in points."""
+    return metric.higher_is_better and all(0.0 <= value <= 1.0 for value in values)
 
 
 def judge(values: Values, metrics: Mapping[str, Metric], config: Config) -> dict[str, dict[str, Any]]:
@@ -43,8 +48,7 @@ def judge(values: Values, metrics: Mapping[str, Metric], config: Config) -> dict
         numbers = {**result, "drop": drop.value, "drop_low": drop.low, "drop_high": drop.high, "relative_drop": drop.relative}
         judged[name] = {
             "higher_is_better": metric.higher_is_better,
-            # Shown in percent, and its drop in points.
-            "share": metric.higher_is_better and all(0.0 <= value <= 1.0 for value in result.values()),
+            "share": is_share(metric, result.values()),
             **{key: None if value is None else _rounded(value) for key, value in numbers.items()},
         }
     return judged

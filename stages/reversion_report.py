@@ -115,7 +115,7 @@ def _judged(config: Config, problem: Problem, goal: Goal, parts: Parts, rows: Ro
         return {name: None if value is None else rounded(value) for name, value in numbers.items()}
 
     found = on(parts.search)
-    share = goal.judge.higher_is_better and all(0.0 <= found[key] <= 1.0 for key in ("baseline", "value"))
+    share = reports.is_share(goal.judge, (found["baseline"], found["value"]))
     direction = {"higher_is_better": goal.judge.higher_is_better, "share": share}
     return {**direction, **found, "held_out": on(parts.held_out) if parts.held_out else None}
 

@@ -68,22 +68,29 @@ def guarded(name: str, work: Callable[[], dict[str, Any] | None], patience: floa
                 **more,
             }
             artifacts.write_json(artifacts.record(name), record)
-    except UserError as error:
-        return _fail(name, str(error))
-    except OSError as error:
-        if (reason := of_the_disk(error, artifacts.folder(name))) is None:
-            raise
-        return _fail(name, reason)
+    except (UserError, OSError) as error:
+        return fail(name, error, artifacts.folder(name))
     except MemoryError:
-        return _fail(name, f"out of memory (peak {peak_memory_mb():.0f} MB)")
+        return _say(name, f"out of memory (peak {peak_memory_mb():.0f} MB)")
     except KeyboardInterrupt:
         print(f"{name}: interrupted", file=sys.stderr)
         return 130
     return 0
 
 
-def of_the_disk(error: OSError, place: Path) -> str | None:
-    """One line for an error that the user can mend: a full disk, or no right to write. `place` is named where the error names none."""
+def fail(name: str, error: UserError | OSError, place: Path) -> int:
+    """Print the one line of an error that the user can mend, and return the exit code; any other is a defect, and raised again.
+
+    place: what was being written, where the error does not say.
+    """
+    reason = str(error) if isinstance(error, UserError) else _of_the_disk(error, place)
+    if reason is None:
+        raise error
+    return _say(name, reason)
+
+
+def _of_the_disk(error: OSError, place: Path) -> str | None:
+    """A full disk, or no right to write."""
     named = error.filename2 or error.filename or place
     if error.errno in _FULL_DISK:
         return f"disk full while writing {named}"
@@ -110,7 +117,7 @@ def peak_memory_mb() -> float:
     return peak / 1e6 if sys.platform == "darwin" else peak * 1024 / 1e6
 
 
-def _fail(name: str, message: str) -> int:
+def _say(name: str, message: str) -> int:
     print(f"{name}: error: {without_passwords(' '.join(message.split()))}", file=sys.stderr)
     return 1
 
@@ -156,14 +163,18 @@ def _die_with_dvc() -> None:
     """
     if "DVC_STAGE" not in os.environ:
         return
-    chain = _ancestors_up_to_dvc()
+    die_with(_ancestors_up_to_dvc(), _ancestors_up_to_dvc, "die-with-dvc")
+
+
+def die_with(chain: list[int], ancestors: Callable[[], list[int]], name: str) -> None:
+    """End this process soon after its `ancestors` are no longer those in `chain`, from a thread called `name`."""
 
     def watch() -> None:
-        while _ancestors_up_to_dvc() == chain:
+        while ancestors() == chain:
             time.sleep(_ORPHAN_CHECK_SECONDS)
         os._exit(1)
 
-    threading.Thread(target=watch, daemon=True, name="die-with-dvc").start()
+    threading.Thread(target=watch, daemon=True, name=name).start()
 
 
 def _ancestors_up_to_dvc() -> list[int]:

@@ -11,7 +11,7 @@ from stages import accuracy_budget, artifacts, tuning_outcome
 from stages.collected import corrected_by, statistics_collected, tuned_from
 from stages.reasons import Left, by_reason, left_biases, left_float, which
 from stages.schema import Config
-from stages.units import difference, metric_value, model_names, number, plural, ratio
+from stages.units import amount, difference, metric_value, model_names, number, plural, ratio
 
 MOST_REASONS = 5
 STAGES = ("config", "prepare", "collect_statistics", "quantize", "correct_bias", "evaluate", "accuracy_aware", "tune")
@@ -81,9 +81,8 @@ def _table(evaluation: dict[str, Any], speed: dict[str, Any]) -> list[str]:
 
 def _drop(metric: dict[str, Any], confidence: float) -> str:
     """`drop 1.20 points, 95 % interval [0.60, 1.90]`; a share is counted in points, anything else in its own unit."""
-    unit = " points" if metric["share"] else ""
     direction = "" if metric["higher_is_better"] else " (lower is better)"
-    text = f"drop {difference(metric, metric['drop'])}{unit}{direction}"
+    text = f"drop {amount(metric, metric['drop'])}{direction}"
     if metric["drop_low"] is None:
         return text
     low, high = (difference(metric, metric[side]) for side in ("drop_low", "drop_high"))

@@ -36,10 +36,9 @@ from stages import job, track
 from stages.config import CONF, PARAMS, completed, compose, composing
 from stages.errors import ConfigError, UserError
 from stages.overrides import Combination, combinations, edited
-from stages.passwords import without_passwords
 from stages.report import comparison
 from stages.schema import Config
-from stages.stage import of_the_disk, quiet_libraries
+from stages.stage import fail, quiet_libraries
 from stages.units import plural
 from stages.validation import checked
 from stages.variants import table, variants
@@ -59,14 +58,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     quiet_libraries()
     try:
         return sweep(parser.parse_args(arguments).overrides)
-    except UserError as error:
-        print(f"sweep: error: {without_passwords(str(error))}", file=sys.stderr)
-        return 1
-    except OSError as error:
-        if (reason := of_the_disk(error, SWEEPS)) is None:
-            raise
-        print(f"sweep: error: {reason}", file=sys.stderr)
-        return 1
+    except (UserError, OSError) as error:
+        return fail("sweep", error, SWEEPS)
     except KeyboardInterrupt:
         print("sweep: interrupted", file=sys.stderr)
         return 130

@@ -22,7 +22,7 @@ from stages import artifacts
 from stages.errors import UserError
 from stages.pot.reading import read_pot
 from stages.pot.translation import Remark, Translation, nested, translate
-from stages.stage import of_the_disk
+from stages.stage import fail
 
 NAME = "translate_pot"
 PARAMS = Path("params.yaml")
@@ -39,17 +39,13 @@ def main() -> None:
     try:
         translation = translate(read_pot(arguments.configuration), Path())
     except UserError as error:
-        print(f"{NAME}: error: {error}", file=sys.stderr)
-        sys.exit(1)
+        sys.exit(fail(NAME, error, PARAMS))
     text = params_yaml(translation, arguments.configuration.name)
     if arguments.write:
         try:
             artifacts.write_text(PARAMS, text)
         except OSError as error:
-            if (reason := of_the_disk(error, PARAMS)) is None:
-                raise
-            print(f"{NAME}: error: {reason}", file=sys.stderr)
-            sys.exit(1)
+            sys.exit(fail(NAME, error, PARAMS))
     else:
         print(text, end="")
     print("\n".join(listing(translation)), file=sys.stderr)

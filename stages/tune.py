@@ -19,7 +19,7 @@ from stages import artifacts
 from stages.config import load_config
 from stages.errors import UserError
 from stages.schema import Config
-from stages.stage import run
+from stages.stage import fail, run
 
 if TYPE_CHECKING:
     from stages.quantization.plan import Plan
@@ -155,8 +155,7 @@ def show_space() -> int:
 
         print("\n".join([*make_space(config, tuning_problem(config)).describe(), *left_out(config)]))
     except UserError as error:
-        print(f"{NAME}: error: {error}", file=sys.stderr)
-        return 1
+        return fail(NAME, error, artifacts.folder(NAME))
     return 0
 
 

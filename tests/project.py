@@ -66,6 +66,11 @@ class Project:
         command = [sys.executable, "-m", "dvc", *arguments]
         return subprocess.Popen(command, cwd=self.root, env=self.environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
+    def copy(self, target: Path) -> Project:
+        """A copy of it at `target`, with what was built and what DVC knows."""
+        shutil.copytree(self.root, target, symlinks=True)
+        return Project(target)
+
     def environment(self) -> dict[str, str]:
         """The environment in which DVC finds this test's Python, and nothing of an enclosing DVC run."""
         own = {name: value for name, value in os.environ.items() if not name.startswith(("DVC_", "MLFLOW_"))}

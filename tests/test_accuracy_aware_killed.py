@@ -7,7 +7,6 @@ import dataclasses
 import json
 import os
 import random
-import shutil
 import signal
 import socket
 import subprocess
@@ -45,7 +44,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Project:
 @pytest.fixture(scope="module")
 def whole(built: Project, tmp_path_factory: pytest.TempPathFactory) -> Project:
     """A search that nothing disturbed."""
-    project = copied(built, tmp_path_factory.mktemp("whole") / "project")
+    project = built.copy(tmp_path_factory.mktemp("whole") / "project")
     assert search(project)["holds"]
     assert journal_lines(project.root) > 12
     return project
@@ -54,12 +53,7 @@ def whole(built: Project, tmp_path_factory: pytest.TempPathFactory) -> Project:
 @pytest.fixture
 def project(built: Project, tmp_path: Path) -> Project:
     """A copy of `built`."""
-    return copied(built, tmp_path / "project")
-
-
-def copied(project: Project, folder: Path) -> Project:
-    shutil.copytree(project.root, folder, symlinks=True)
-    return Project(folder)
+    return built.copy(tmp_path / "project")
 
 
 def search(project: Project, cluster: Cluster | None = None) -> dict[str, Any]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import random
-import shutil
 import signal
 import sys
 import time
@@ -39,8 +38,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Project:
 @pytest.fixture
 def project(built: Project, tmp_path: Path) -> Project:
     """A copy of the built example with all that DVC knows of it."""
-    shutil.copytree(built.root, tmp_path / "project", symlinks=True)
-    copy = Project(tmp_path / "project")
+    copy = built.copy(tmp_path / "project")
     # The copy's files are new to DVC: let it look at them once.
     assert copy.repro().stages == ["track"]
     return copy

@@ -6,7 +6,6 @@ import contextlib
 import importlib
 import json
 import os
-import shutil
 import signal
 import time
 from collections.abc import Callable
@@ -64,12 +63,7 @@ def evaluated(tmp_path_factory: pytest.TempPathFactory) -> Project:
 @pytest.fixture
 def copy(evaluated: Project, tmp_path: Path) -> Project:
     """A copy of it."""
-    return copied(evaluated, tmp_path / "project")
-
-
-def copied(project: Project, target: Path) -> Project:
-    shutil.copytree(project.root, target, symlinks=True)
-    return Project(target)
+    return evaluated.copy(tmp_path / "project")
 
 
 def repro(project: Project, **changes: Any) -> dict[str, Any]:
@@ -131,7 +125,7 @@ class Ran(NamedTuple):
 @pytest.fixture(scope="module")
 def uninterrupted(evaluated: Project, tmp_path_factory: pytest.TempPathFactory) -> tuple[Project, list[Ran]]:
     """A project that ran all load methods one after the other, and what each of them left."""
-    project = copied(evaluated, tmp_path_factory.mktemp("uninterrupted") / "project")
+    project = evaluated.copy(tmp_path_factory.mktemp("uninterrupted") / "project")
     return project, [Ran(run(project, **changes), rows(project), result(project)) for changes in SEQUENCE]
 
 

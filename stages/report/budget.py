@@ -10,7 +10,7 @@ from typing import Any
 from stages import accuracy_budget, artifacts
 from stages.report.tradeoff import Point
 from stages.searched import latency_and_size
-from stages.units import difference, drop, metric_value, number, plural
+from stages.units import amount, drop, metric_value, number, plural
 
 NAME = "budget kept"
 FAILED = "closest to the budget"
@@ -85,13 +85,12 @@ def _sentence(text: str) -> str:
 
 
 def _kept(name: str, metric: Mapping[str, Any]) -> Kept:
-    unit = " points" if metric["share"] else ""
     held_out = drop(metric, metric["held_out"]) if metric["held_out"] else "–"
-    return Kept(name, f"{difference(metric, metric['limit'])}{unit}", drop(metric, metric), held_out)
+    return Kept(name, amount(metric, metric["limit"]), drop(metric, metric), held_out)
 
 
 def _tried(row: Mapping[str, Any], metric: Mapping[str, Any]) -> Tried:
-    lost = "–" if row["drop"] is None else difference(metric, row["drop"]) + (" points" if metric["share"] else "")
+    lost = "–" if row["drop"] is None else amount(metric, row["drop"])
     return Tried(row["iteration"], row["phase"], ", ".join(row["layers"]), row["reverted_layers"], lost, row["why"])
 
 

@@ -22,7 +22,7 @@ from stages.report.budget import BudgetSection
 from stages.report.tradeoff import Picture, Point, picture
 from stages.report.tuning import Tuning
 from stages.schema import MISSING, Config
-from stages.units import difference, metric_value, model_names, number, plural
+from stages.units import amount, difference, metric_value, model_names, number, plural
 
 STAGES = {
     "config": "checks the configuration",
@@ -269,13 +269,12 @@ def _change(name: str, evaluation: Mapping[str, Any]) -> str:
     """What became of a metric: `loses 2.90 points of top_1 (95 % confidence interval 1.50 to 4.30)`."""
     metric = evaluation["metrics"][name]
     drop, low, high = (metric[key] for key in ("drop", "drop_low", "drop_high"))
-    unit = " points" if metric["share"] else ""
-    interval = "" if low is None else f"{_interval(evaluation)} {difference(metric, low)} to {difference(metric, high)}{unit}"
+    interval = "" if low is None else f"{_interval(evaluation)} {difference(metric, low)} to {amount(metric, high)}"
     if low is not None and low <= 0.0 <= high:
-        return f"keeps its {name} within what {plural(evaluation['samples'], 'sample')} can tell (drop {_points(metric, drop)}, {interval})"
+        return f"keeps its {name} within what {plural(evaluation['samples'], 'sample')} can tell (drop {amount(metric, drop)}, {interval})"
     bracket = f" ({interval})" if interval else ""
     if metric["share"]:
-        return f"{'loses' if drop > 0 else 'gains'} {_points(metric, abs(drop))} of {name}{bracket}"
+        return f"{'loses' if drop > 0 else 'gains'} {amount(metric, abs(drop))} of {name}{bracket}"
     before, after = (metric_value(metric, metric[model]) for model in ("fp32", "int8"))
     direction = "higher" if metric["higher_is_better"] else "lower"
     return f"changes {name} from {before} to {after}, {direction} is better{' (' + 'drop ' + interval + ')' if interval else ''}"
@@ -283,10 +282,6 @@ def _change(name: str, evaluation: Mapping[str, Any]) -> str:
 
 def _interval(evaluation: Mapping[str, Any]) -> str:
     return f"{100 * evaluation['confidence']:g} % confidence interval"
-
-
-def _points(metric: Mapping[str, Any], value: float) -> str:
-    return difference(metric, value) + (" points" if metric["share"] else "")
 
 
 def _warnings(samples: Mapping[str, Any]) -> Iterator[str]:
@@ -327,7 +322,7 @@ def _results(config: Config, evaluation: Mapping[str, Any], speed: Mapping[str, 
         return Row(name, meaning, (*cells, *(found.get(name, "–") for found in searched)), remark)
 
     for name, metric in evaluation["metrics"].items():
-        remark = f"drop {_points(metric, metric['drop'])}"
+        remark = f"drop {amount(metric, metric['drop'])}"
         if metric["drop_low"] is not None:
             low, high = (difference(metric, metric[side]) for side in ("drop_low", "drop_high"))
             remark += f", {confidence} interval {low} to {high}"
