@@ -19,7 +19,7 @@ from typing import Any
 from stages.errors import UserError
 
 BUILD = Path("build")
-CONFIG = BUILD / "config.yaml"
+CONFIG = BUILD / "config.json"
 RECORDS = BUILD / "records"
 REPORTS = BUILD / "reports"
 

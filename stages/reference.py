@@ -19,14 +19,13 @@ from typing import Any
 from stages import schema
 
 README = Path("README.md")
-COMPUTED = ("correction_engine", "user_code")  # written by the config stage, not set
 BEGIN = "<!-- configuration reference, made by `python -m stages.reference --write` -->"
 END = "<!-- end of the configuration reference -->"
 
 
 def reference() -> str:
     """A Markdown table with a row per configuration key."""
-    rows = ["| `{}` | {} | {} | {} | {} |".format(*row) for row in _rows(schema.Config, "") if row[0] not in COMPUTED]
+    rows = ["| `{}` | {} | {} | {} | {} |".format(*row) for row in _rows(schema.Config, "") if row[0] not in schema.COMPUTED]
     return "\n".join(["| key | type | default | allowed | meaning |", "|---|---|---|---|---|", *rows])
 
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 MISSING = "???"  # omegaconf's marker for "must be given"
+COMPUTED = ("correction_engine", "target_device_sha256", "user_code")  # what the config stage fills in
 
 PRESETS = ("performance", "mixed", "accuracy")
 MODES = ("symmetric", "asymmetric")
@@ -463,4 +464,5 @@ class Config:
     correction_engine: Engine | None = param(
         None, "the section `engine` where the accurate BiasCorrection or layer-wise tuning runs, null where nothing does; computed, not set"
     )
+    target_device_sha256: str | None = param(None, "SHA-256 of `target_device`, by which DVC knows its tables; computed, not set")
     user_code: dict[str, str] = param(dict, "SHA-256 of the project's own Python files that a `_target_` names; computed, not set")

@@ -32,7 +32,7 @@ from typing import Any
 
 import yaml
 
-from stages import job, track
+from stages import artifacts, job, track
 from stages.config import CONF, PARAMS, completed, compose, composing
 from stages.errors import ConfigError, UserError
 from stages.overrides import Combination, combinations, edited
@@ -254,7 +254,7 @@ def _tracking(place: Path, entry: job.Job) -> tuple[str, str]:
     """Where a job's result was logged: tracking URI and experiment."""
     from stages.config import load_config
 
-    config = load_config(job.folder_of(place, entry.number) / "build" / "config.yaml")
+    config = load_config(job.folder_of(place, entry.number) / artifacts.CONFIG)
     return entry.tracking_uri or track.tracking_uri(config), config.tracking.experiment
 
 

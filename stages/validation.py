@@ -19,6 +19,7 @@ from stages import targets
 from stages.errors import ConfigError
 from stages.passwords import has_password
 from stages.schema import (
+    COMPUTED,
     ESTIMATOR_TUNING_SCOPE,
     MISSING,
     TUNING_SCOPE,
@@ -48,6 +49,9 @@ def checked(values: object) -> Config:
         ConfigError: one line with the key, its value and what is allowed.
     """
     config = typed(Config, values)
+    for key in COMPUTED:
+        if value := getattr(config, key):
+            raise refused(key, value, "nothing: it is computed")
     _check_model(config.model)
     _check_data(config)
     _check_metric(config)

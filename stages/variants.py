@@ -8,8 +8,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from stages import artifacts, job
 from stages.errors import UserError
 from stages.reasons import left_float
@@ -30,7 +28,7 @@ class Variant:
         label: What sets it apart from the others.
         error: None, or one line.
         seconds: Wall time of the job; None for what it made after its first model.
-        config: Content of config.yaml.
+        config: Content of config.json.
         evaluation: Content of evaluation.json, for this model.
         speed: Of latency.json: `latency_ms` and `speed_up`, and `throughput` where it was measured, of this model as `int8`;
             empty without a benchmark.
@@ -69,7 +67,7 @@ def variants(sweep: Path, entry: job.Job) -> list[Variant]:
         return [known]
     try:
         tables = {name: artifacts.read_json(build / "evaluate" / f"{name}.json") for name in ("evaluation", "latency", "layers")}
-        config = yaml.safe_load((build / "config.yaml").read_text(encoding="utf-8"))
+        config = artifacts.read_json(build / artifacts.CONFIG.name)
         known = dataclasses.replace(known, config=config, evaluation=tables["evaluation"], speed=tables["latency"], layers=tables["layers"])
         return [known, *_searched(build, known)]
     except (OSError, UserError) as error:

@@ -7,8 +7,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from stages.quantization.layer_table import COLUMNS
 from stages.schema import Config, Data, Estimator, Evaluate, Model, Package, Quantization, RangeEstimator, TargetDevice, Tracking
 
@@ -60,7 +58,7 @@ def write_build(root: Path, settings: Config, drop: float = 0.021, milliseconds:
         _json(root, f"records/{name}.json", record)
     write_accuracy_aware(root, enabled=False)
     write_tune(root, enabled=False)
-    (root / "build" / "config.yaml").write_text(yaml.safe_dump(dataclasses.asdict(settings), sort_keys=False))
+    _json(root, "config.json", dataclasses.asdict(settings))
 
 
 def write_accuracy_aware(root: Path, *, enabled: bool = True, holds: bool = True) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import json
 import subprocess
 import sys
 from collections.abc import Callable
@@ -195,6 +196,7 @@ REFUSED: dict[str, tuple[str, ...]] = {
     "accuracy_aware: {maximal_drop: -0.01}": ("accuracy_aware.maximal_drop: -0.01", "at least 0.0"),
     "accuracy_aware: {metrics: [{name: exact_match, maximal_drop: -1}]}": ("accuracy_aware.metrics[0].maximal_drop: -1", "at least 0.0"),
     "accuracy_aware: {quantizers_sha256: abc}": ("accuracy_aware.quantizers_sha256: 'abc'", "it is computed"),
+    "target_device_sha256: abc": ("target_device_sha256: 'abc'", "it is computed"),
     "accuracy_aware: {metrics: [{name: exact_macth}]}": (
         "accuracy_aware.metrics[0].name: 'exact_macth'",
         "exact_match, character_accuracy",
@@ -417,15 +419,15 @@ def test_written_configuration_is_complete_and_loads(resolve: Resolve) -> None:
     config = resolve("quantization: {preset: mixed}")
     main()
     assert load_config() == config
-    assert yaml.safe_load(artifacts.CONFIG.read_text()) == dataclasses.asdict(config)
+    assert json.loads(artifacts.CONFIG.read_text()) == dataclasses.asdict(config)
 
 
 def test_missing_or_unfitting_configuration_is_one_line(resolve: Resolve) -> None:
     resolve()
-    with pytest.raises(UserError, match=r"^build/config.yaml is missing; run `dvc repro`$"):
+    with pytest.raises(UserError, match=r"^build/config.json is missing; run `dvc repro`$"):
         load_config()
     main()
-    artifacts.CONFIG.write_text(artifacts.CONFIG.read_text().replace("preset: performance", "preset: fast"))
+    artifacts.CONFIG.write_text(artifacts.CONFIG.read_text().replace('"preset": "performance"', '"preset": "fast"', 1))
     with pytest.raises(ConfigError, match=r"^quantization.preset: 'fast' is not allowed"):
         load_config()
 
@@ -507,6 +509,7 @@ RERUNS: dict[str, set[str]] = {
     # Only the accurate correction runs models (test_the_engine_concerns_the_accurate_bias_correction).
     "engine: {threads: 1}": {"collect_statistics", "evaluate"},
     "data: {calibration: {count: 30}}": {"prepare", "evaluate"},
+    "target_device: {pass_through: []}": {"collect_statistics", "quantize"},
     "model: {input_shape: {x: [1, 3, 48, 640]}}": {"prepare"},
 }
 
@@ -548,6 +551,6 @@ def test_every_key_belongs_to_a_stage(resolve: Resolve) -> None:
     stages = yaml.safe_load(Path("dvc.yaml").read_text())["stages"]
     config = resolve()
     used = {key.split(".")[0] for stage in stages.values() for key in tracked(stage, config)}
-    # `track` always runs and reads all of it; where a search evaluates does not change what it finds.
-    assert {field.name for field in dataclasses.fields(Config)} - used == {"tracking", "cluster"}
+    # `track` always runs and reads all of it; where a search evaluates does not change what it finds; a hash stands for the tables.
+    assert {field.name for field in dataclasses.fields(Config)} - used == {"tracking", "cluster", "target_device"}
     assert stages["track"]["always_changed"]

@@ -49,7 +49,7 @@ def results(project: Project) -> dict[str, str]:
     build = project.root / "build"
     folders = ["prepare", "collect_statistics", "quantize", "correct_bias", "reports"]
     files = [path for folder in folders for path in (build / folder).rglob("*") if path.is_file()]
-    return {path.relative_to(build).as_posix(): file_sha256(path) for path in [*files, build / "config.yaml"]}
+    return {path.relative_to(build).as_posix(): file_sha256(path) for path in [*files, build / "config.json"]}
 
 
 def edit(project: Project, path: str) -> None:

@@ -161,7 +161,7 @@ def test_a_run_is_logged_to_the_server_and_read_back(servers: Servers, tmp_path:
     table = json.loads(Path(client.download_artifacts(run.info.run_id, "layers.json", str(tmp_path))).read_text())
     assert [dict(zip(table["columns"], row, strict=True)) for row in table["data"]] == built.layers()
     names = {item.path for item in client.list_artifacts(run.info.run_id)}
-    assert {"config.yaml", "layers.json", "models", "plots", "report.html"} <= names
+    assert {"config.json", "layers.json", "models", "plots", "report.html"} <= names
     model = Path(client.download_artifacts(run.info.run_id, "models/int8/model.bin", str(tmp_path)))
     assert model.read_text() == "int8 performance bin"
 
@@ -176,7 +176,7 @@ def test_a_run_is_logged_to_the_server_and_read_back(servers: Servers, tmp_path:
     assert "sekret" not in done.stdout + direct.stdout
     for folder in (tmp_path, servers.artifacts):
         files = [path for path in folder.rglob("*") if path.is_file()]
-        assert {"report.html", "config.yaml"} <= {path.name for path in files}
+        assert {"report.html", "config.json"} <= {path.name for path in files}
         assert not [path for path in files if b"sekret" in path.read_bytes()]
     assert "sekret" not in dump(servers.database)
 

@@ -43,8 +43,8 @@ if __name__ == "__main__":
 '''
 PIPELINE = """
 stages:
-  config: {cmd: python -m stages.config, deps: [conf, params.yaml], outs: [build/config.yaml]}
-  slow: {cmd: python -m stages.slow, deps: [build/config.yaml, stages/slow.py], outs: [build/slow, build/records/slow.json]}
+  config: {cmd: python -m stages.config, deps: [conf, params.yaml], outs: [build/config.json]}
+  slow: {cmd: python -m stages.slow, deps: [build/config.json, stages/slow.py], outs: [build/slow, build/records/slow.json]}
 """
 
 
@@ -152,7 +152,7 @@ def test_help_tells_what_a_stage_does(project: Project) -> None:
 def test_stage_without_configuration_is_one_line(project: Project) -> None:
     project.write("stages/slow.py", SLOW.format(name="slow", seconds=0))
     outcome = project.run(sys.executable, "-m", "stages.slow")
-    assert (outcome.code, outcome.output) == (1, "slow: error: build/config.yaml is missing; run `dvc repro`\n")
+    assert (outcome.code, outcome.output) == (1, "slow: error: build/config.json is missing; run `dvc repro`\n")
 
 
 @pytest.mark.parametrize("name", ["collect_statistics", "quantize", "correct_bias", "evaluate", "accuracy_aware", "tune"])
@@ -213,7 +213,7 @@ def test_killed_stage_leaves_nothing_half_written_and_repro_completes(slow: Proj
     assert not (slow.root / "build" / "slow").exists()
     outcome = slow.repro()
     assert (outcome.code, outcome.stages) == (0, ["slow"]), outcome.output
-    assert sorted(path.name for path in (slow.root / "build").iterdir()) == [".lock", "config.yaml", "records", "slow", "working"]
+    assert sorted(path.name for path in (slow.root / "build").iterdir()) == [".lock", "config.json", "records", "slow", "working"]
 
 
 @pytest.mark.parametrize("shell", ["/bin/sh", "/bin/bash"])  # dash stays between DVC and the stage, bash makes way

@@ -89,7 +89,7 @@ def test_a_run_is_complete(workspace: Path) -> None:
     assert artifacts.is_relative_to(workspace / "mlartifacts")
     files = {path.relative_to(artifacts).as_posix() for path in artifacts.rglob("*") if path.is_file()}
     assert files == {
-        "config.yaml",
+        "config.json",
         "corrections.json",
         "evaluation.json",
         "layers.json",

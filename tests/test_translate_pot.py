@@ -400,7 +400,7 @@ def test_the_result_is_a_valid_configuration(own: Project, content: dict[str, An
     assert translate_in(own, "pot.json", "--write").code == 0
     outcome = own.run(sys.executable, "-m", "stages.config")
     assert outcome.code == 0, outcome.output
-    built = yaml.safe_load((own.root / "build/config.yaml").read_text())
+    built = json.loads((own.root / "build/config.json").read_text())
     for key, value in translate(content, own.root).values.items():
         place = built
         for name in key.split("."):

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
 from tests.project import Project
 
@@ -107,7 +106,7 @@ def test_text_transformer_from_pytorch(project: Project) -> None:
     accuracy = metrics["metric"]["accuracy"]
     assert accuracy["fp32"] > 0.6  # of eight topics
     assert accuracy["int8"] > accuracy["fp32"] - 0.1
-    config = yaml.safe_load((project.root / "build/config.yaml").read_text())
+    config = json.loads((project.root / "build/config.json").read_text())
     assert config["quantization"]["model_type"] == "transformer"
     inputs = json.loads((project.root / "build/prepare/model.json").read_text())["inputs"]
     assert {entry["name"]: entry["shape"] for entry in inputs} == {"input_ids": [1, 32], "attention_mask": [1, 32]}

@@ -21,7 +21,7 @@ from stages.report import budget, tuning
 from stages.report.budget import BudgetSection
 from stages.report.tradeoff import Picture, Point, picture
 from stages.report.tuning import Tuning
-from stages.schema import MISSING, Config
+from stages.schema import COMPUTED, MISSING, Config
 from stages.units import amount, difference, metric_value, model_names, number, plural
 
 STAGES = {
@@ -486,7 +486,7 @@ def _settings(config: Config) -> Iterator[Setting]:
     implied = completed(dataclasses.replace(Config(), quantization=config.quantization, metric=config.metric))
     defaults = dataclasses.replace(Config(), collect_statistics=implied.collect_statistics, evaluate=implied.evaluate)
     for key, value, default, meaning in _values(config, defaults, ""):
-        if value != default and key not in ("correction_engine", "user_code"):
+        if value != default and key not in COMPUTED:
             yield Setting(key, _text(value), "required" if default == MISSING else _text(default), meaning)
 
 
