@@ -53,9 +53,10 @@ class CtcDecoder:
     def __call__(self, output: np.ndarray) -> str | None:
         """The text of one sample's scores [1, T, C], [T, 1, C] or [1, C, T]; None when a score is NaN."""
         axis = output.shape.index(len(self.classes), 1)
-        if np.isnan(output).any():
+        best = output.argmax(axis=axis, keepdims=True)
+        if np.isnan(np.take_along_axis(output, best, axis)).any():  # argmax finds a NaN, and looking for it everywhere takes as long
             return None
-        best = output.argmax(axis=axis).ravel()
+        best = best.ravel()
         changes = np.flatnonzero(np.diff(best, prepend=-1))
         return "".join(self.classes[index] for index in best[changes] if index != self.blank)
 

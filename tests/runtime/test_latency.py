@@ -81,20 +81,20 @@ def test_too_little_time_still_gives_three_rounds() -> None:
     assert len(interleave({"one": lambda: time.sleep(0.001)}, seconds=1e-6)["one"]) == 3
 
 
-def test_settled_when_the_median_is_known_to_a_hundredth() -> None:
-    """Against the chance that another dozen, or hundred, of rounds has a median more than 1 % away."""
+def test_settled_when_the_median_is_known_to_two_hundredths() -> None:
+    """Against the chance that another dozen, or hundred, of rounds has a median more than 2 % away."""
     random = np.random.default_rng(5)
-    for noise, count, expected in ((0.002, 12, True), (0.002, 11, False), (0.1, 40, False), (0.1, 12, False), (0.02, 100, True)):
+    for noise, count, expected in ((0.004, 12, True), (0.004, 11, False), (0.2, 40, False), (0.2, 12, False), (0.04, 100, True)):
         rounds = {"fp32": (2e-3 * random.lognormal(0.0, noise, count)).tolist(), "int8": [1e-3] * count}
         assert settled(rounds) == expected, (noise, count)
         rounds["default"] = rounds.pop("int8")  # the last one is what counts, and against each of the others
-        assert settled({"a": random.lognormal(0.0, 0.2, count).tolist(), **rounds}) is False
+        assert settled({"a": random.lognormal(0.0, 0.4, count).tolist(), **rounds}) is False
     medians = []
     for _ in range(150):
-        times = (2e-3 * random.lognormal(0.0, 0.02, 400)).tolist()
+        times = (2e-3 * random.lognormal(0.0, 0.04, 400)).tolist()
         enough = next(count for count in range(12, 401) if settled({"fp32": times[:count], "int8": [1e-3] * count}))
         medians.append(np.median(times[:enough]) / 2e-3)
-    assert np.mean(np.abs(np.array(medians) - 1.0) <= 0.01) > 0.9
+    assert np.mean(np.abs(np.array(medians) - 1.0) <= 0.02) > 0.9
 
 
 def test_enough_rounds_end_the_measurement() -> None:
