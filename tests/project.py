@@ -44,7 +44,7 @@ class Project:
 
     root: Path
 
-    def run(self, *command: str, env: Mapping[str, str] | None = None, timeout: float = 900) -> Outcome:
+    def run(self, *command: str, env: Mapping[str, str] | None = None, timeout: float = 550) -> Outcome:
         """Run a command in the project with this test's Python first in PATH."""
         result = subprocess.run(
             command,
