@@ -49,6 +49,8 @@ COLUMNS = (
     "float_reason",
 )
 
+DEQUANTIZATION = "/DequantizationMultiply"  # what OpenVINO adds to the name of an operation that it runs on integers
+
 Row = dict[str, Any]
 
 
@@ -71,7 +73,6 @@ def layer_table(
     Returns:
         Rows with `COLUMNS` as keys, by layer in the given order and by port.
     """
-    costs = _costs(list(times))
     biases = {entry["name"]: "corrected" for entry in corrections["corrected"]}
     biases |= {entry["name"]: f"left: {entry['reason']}" for entry in corrections["left"]}
     alignments = {second: f"aligned with {first}" for first, second in quantizers["aligned"]}
@@ -97,6 +98,7 @@ def layer_table(
     ]
     places = {name: place for place, name in enumerate(order)}
     rows.sort(key=lambda row: (places.get(row["name"], len(places)), row["port"] or 0))
+    costs = _costs(list(times), {row["name"] for row in rows})
     charged = set()
     for row in rows:
         name = row.pop("name")
@@ -123,16 +125,21 @@ def _estimator(quantizer: Mapping[str, Any]) -> str:
     return " / ".join(dict.fromkeys(border(quantizer["estimator"][side]) for side in sides))
 
 
-def _costs(times: list[NodeTime]) -> dict[str, tuple[float | None, str]]:
-    """By layer name: its share of the run time and its kernel, or the layer that it is fused into."""
+def _costs(times: list[NodeTime], layers: set[str]) -> dict[str, tuple[float | None, str]]:
+    """By name of a layer: its share of the run time and its kernel, or the layer that it is fused into.
+
+    The runtime often names a node first after what it has put in itself, such as a quantized MatMul after the Multiply that
+    brings its result back to floating point: the first of `layers` is the one that pays.
+    """
     total = sum(node.microseconds for node in times)
     main: dict[str, tuple[float, str]] = {}
     fused: dict[str, str] = {}
     for node in times:
-        for name in node.layers[:1]:
+        names = [name for name in dict.fromkeys(name.removesuffix(DEQUANTIZATION) for name in node.layers) if name in layers]
+        for name in names[:1]:
             share = main.get(name, (0.0, ""))[0] + (node.microseconds / total if total else 0.0)
             main[name] = share, node.implementation
-        for name in node.layers[1:]:
-            fused.setdefault(name, f"in {node.layers[0]}")
+        for name in names[1:]:
+            fused.setdefault(name, f"in {names[0]}")
     costs: dict[str, tuple[float | None, str]] = {name: (None, place) for name, place in fused.items()}
     return costs | {name: (round(share, 4), kernel) for name, (share, kernel) in main.items()}

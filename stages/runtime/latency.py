@@ -273,7 +273,8 @@ def node_times(model: ov.CompiledModel, inputs: Inputs, seconds: float, fewest: 
         fewest: Infer at least this often.
 
     Returns:
-        The executed nodes; empty where the device reports no times.
+        The executed nodes; empty where the device reports no times. Those are left out that are executed once and for all, when
+        the model is compiled, such as the conversion of stored weights: the runtime's graph has times for them, profiles do not.
     """
     request = model.create_infer_request()
     end = time.perf_counter() + seconds
@@ -281,7 +282,10 @@ def node_times(model: ov.CompiledModel, inputs: Inputs, seconds: float, fewest: 
     while count < fewest or time.perf_counter() < end:
         request.infer(inputs, share_inputs=True, share_outputs=True)
         count += 1
-    return [found for node in model.get_runtime_model().get_ordered_ops() if (found := _node_time(node)) is not None]
+    profiled = {entry.node_name for entry in request.profiling_info}
+    nodes = model.get_runtime_model().get_ordered_ops()
+    known = [node for node in nodes if node.get_friendly_name() in profiled] or nodes  # should a device name them otherwise
+    return [found for node in known if (found := _node_time(node)) is not None]
 
 
 def _node_time(node: ov.Node) -> NodeTime | None:

@@ -62,7 +62,9 @@ def rows() -> dict[str, Row]:
         NodeTime(("conv1", "add"), 30.0, "int8_kernel"),
         NodeTime((), 10.0, "reorder"),
         NodeTime(("conv2",), 40.0, "int8_kernel"),
-        NodeTime(("softmax",), 20.0, "f32_kernel"),
+        NodeTime(("softmax",), 15.0, "f32_kernel"),
+        NodeTime(("softmax/DequantizationMultiply", "relu/fq_output_0"), 3.0, "f32_kernel"),
+        NodeTime(("relu/fq_output_0", "softmax", "conv2"), 2.0, "f32_kernel"),
     ]
     table = layer_table(
         quantizers, corrections, {"w1": 40.0, "a1": 30.5, "left": None}, times, ["conv1", "add", "relu", "conv2", "softmax"]

@@ -121,6 +121,26 @@ def test_node_times_name_the_layers_and_what_is_fused(compile_model: Callable[..
         assert "f32" in node.implementation
 
 
+def test_what_is_done_once_when_compiling_takes_no_time(compile_model: Callable[..., ov.CompiledModel]) -> None:
+    """The runtime's graph has a time for the conversion of weights with a zero point, a single one, as if it came with each inference."""
+    generator = np.random.default_rng(0)
+    image = operations.parameter([1, 64, 32, 32], np.float32)
+    low, high = np.float32(0.0), np.float32(1.0)
+    stored = operations.convert(operations.constant(generator.integers(0, 255, (64, 64, 3, 3), np.uint8)), np.float32)
+    shifted = operations.subtract(stored, operations.constant(np.float32(100.0)))
+    shifted.set_friendly_name("zero_point")
+    weights = operations.multiply(shifted, operations.constant(np.full((64, 1, 1, 1), 0.01, np.float32)))
+    quantized = operations.fake_quantize(image, low, high, low, high, 256)
+    node = operations.convolution(quantized, weights, [1, 1], [1, 1], [1, 1], [1, 1])
+    node.set_friendly_name("conv")
+    compiled = compile_model(ov.Model([node], [image]), "LATENCY", PERF_COUNT=True)
+    executed = {entry.get_friendly_name(): entry.get_rt_info()["execTimeMcs"] for entry in compiled.get_runtime_model().get_ordered_ops()}
+    layers = {name for entry in node_times(compiled, INPUTS, 0.05) for name in entry.layers}
+    assert "conv" in layers
+    assert "zero_point" not in layers
+    assert "zero_point" in executed
+
+
 def test_no_node_times_without_counters(compile_model: Callable[..., ov.CompiledModel]) -> None:
     assert node_times(compile_model(convolutions(1), "LATENCY"), INPUTS, 0.0) == []
 
