@@ -1,7 +1,9 @@
 """Nodes that find the lowest and highest values of a tensor where it is computed, without bringing it to Python.
 
-The tensor is cut into groups, each extreme value lies in one of the groups with the most extreme extremes, and so all other
-groups are left behind. What leaves the graph is a little more than the tail, which `tails.extremes` picks from it.
+The tensor becomes a table [g, R]; each of its columns is a cell, reduced to its extreme. The n highest values lie in the n
+cells with the highest extremes, and so all other cells are left behind. What leaves the graph is a little more than the tail,
+which `tails.extremes` picks from it. The values of a cell are far apart in memory: so neighbouring cells are reduced
+together, as long vectors.
 Images go channels last: that is how the CPU computes them, and another order would have to be copied together.
 """
 
@@ -15,12 +17,11 @@ import numpy as np
 import openvino as ov
 from openvino import opset13 as op
 
-VECTOR = 16  # values that the CPU compares at once
-LONG = 2**17  # values that are too many to be read twice
-GROUP = 8  # positions of an image whose channels are then compared first
+LARGEST_CELL = 64  # from so many places at once memory is still read fast
+LEAST_CELL = 8  # smaller cells are too many to search them
+BALANCE = 4  # a value of the cells that are left takes as long as so many cells do before: it is read, copied and searched
 HEAP = 7  # for at least so many values along the last axis TopK keeps a heap; for fewer it takes ten times as long
 FEW = 2**10  # values that may as well leave the graph
-SHORT = 2**13  # what TopK searches as it is: not worth the cutting into groups
 Ends = tuple[ov.Output | None, ov.Output]  # lowest (None: not searched for), highest
 
 
@@ -38,13 +39,15 @@ def find_tails(output: ov.Output, length: int | None, channel_length: int | None
     """
     modes = ("min", "max") if lowest else ("max",)
     # What comes from outside comes as it is.
-    channels_last = len(output.get_shape()) in (4, 5) and output.get_node().get_type_name() != "Parameter"
-    columns = _columns(output) if channels_last or channel_length is not None else output
-    if channel_length == 1 and length is not None and channels_last:
+    image = len(output.get_shape()) in (4, 5) and output.get_node().get_type_name() != "Parameter"
+    if channel_length is None:
+        return Found(None if length is None else _whole_tails(_channels_last(output) if image else output, length, modes), None)
+    columns = _columns(output)
+    positions, channels = columns.get_shape()
+    if image and length is not None and channel_length == 1 and _cell(positions, channels, length) >= LEAST_CELL:
         return _both(columns, length, modes)
-    channels = _channel_tails(columns, channel_length, modes) if channel_length is not None else None
-    whole = _whole_tails(columns if channels_last else output, length, modes) if length is not None else None
-    return Found(whole, channels)
+    whole = _whole_tails(columns if image else output, length, modes) if length is not None else None
+    return Found(whole, _channel_tails(columns, channel_length, modes))
 
 
 def _ends(outputs: Sequence[ov.Output]) -> Ends:
@@ -62,66 +65,62 @@ def _highest(values: ov.Node, axes: int | Sequence[int]) -> ov.Node:
 EXTREMES = {"min": _lowest, "max": _highest}
 
 
+def _channels_last(output: ov.Output) -> ov.Output:
+    return op.transpose(output, np.array([0, *range(2, len(output.get_shape())), 1])).output(0)
+
+
+def _columns(output: ov.Output) -> ov.Output:
+    """[n, C], the values of each channel (axis 1). One node reads the transposed tensor: for several it would be copied."""
+    return op.reshape(_channels_last(output), np.array([-1, output.get_shape()[1]]), False).output(0)
+
+
 def _whole_tails(values: ov.Output, length: int, modes: Sequence[str]) -> Ends:
-    size, picked = math.prod(values.get_shape()), max(length, HEAP)
-    if length > 1 and size <= max(SHORT, 2 * picked):
-        flat = op.reshape(values, np.array([-1]), False)
-        return _ends([_best(flat, picked, mode) for mode in modes])
-    rows = op.reshape(values, np.array([-1, _width(size, picked)]), False)
-    return _ends([_of_best_rows(rows, EXTREMES[mode](rows, 1), length, mode) for mode in modes])
+    size = math.prod(values.get_shape())
+    if length > 1 and size <= max(FEW, 2 * length):
+        return _ends([op.reshape(values, np.array([-1]), False).output(0)] * len(modes))
+    table = op.reshape(values, np.array([_cell(size, 1, length), -1]), False)
+    return _ends([_of_best_cells(table, EXTREMES[mode](table, 0), length, mode) for mode in modes])
 
 
-def _best(values: ov.Node, picked: int, mode: str) -> ov.Output:
-    """The `picked` most extreme of values [n] in no order, or all if they are few."""
-    if values.get_output_shape(0)[0] <= max(FEW, 2 * picked):
-        return values.output(0)
-    return op.topk(values, np.int64(picked), 0, mode, "none").output(0)
+def _both(columns: ov.Output, length: int, modes: Sequence[str]) -> Found:
+    """Tails of the whole tensor [n, C], and minimum and maximum per channel: each value is read once for both."""
+    positions, channels = columns.get_shape()
+    table = op.reshape(columns, np.array([_cell(positions, channels, length), -1]), False)  # a cell is of one channel
+    whole, by_channel = [], []
+    for mode in modes:
+        extremes = EXTREMES[mode](table, 0)
+        whole.append(_of_best_cells(table, extremes, length, mode))
+        of_channels = EXTREMES[mode](op.reshape(extremes, np.array([-1, channels]), False), 0)
+        by_channel.append(op.unsqueeze(of_channels, np.int64(1)).output(0))
+    return Found(_ends(whole), _ends(by_channel))
 
 
-def _of_best_rows(rows: ov.Node | ov.Output, extremes: ov.Node, length: int, mode: str) -> ov.Output:
-    """The most extreme values of the rows with the most extreme `extremes` [R] of rows [R, ...]."""
+def _cell(positions: int, channels: int, length: int) -> int:
+    """How many positions of a channel make a cell, so that both searches are short: among all cells, and in those that are left."""
+    picked = max(length, HEAP)
+    cells = (cell for cell in range(1, LARGEST_CELL + 1) if positions % cell == 0)
+    return min(cells, key=lambda cell: positions * channels // cell + BALANCE * picked * cell)
+
+
+def _of_best_cells(table: ov.Node, extremes: ov.Node, length: int, mode: str) -> ov.Output:
+    """The most extreme values of a table [g, R], whose columns have these `extremes` [R]."""
     if length == 1:
         return EXTREMES[mode](extremes, 0).output(0)
     picked = max(length, HEAP)
     if picked <= extremes.get_output_shape(0)[0] // 2:
-        rows = op.gather(rows, op.topk(extremes, np.int64(picked), 0, mode, "none").output(1), np.int64(0))
-    return _best(op.reshape(rows, np.array([-1]), False), picked, mode)
-
-
-def _both(columns: ov.Output, length: int, modes: Sequence[str]) -> Found:
-    """Tails of the whole tensor [n, C], and minimum and maximum per channel."""
-    positions, channels = columns.get_shape()
-    group = max(group for group in range(1, GROUP + 1) if positions % group == 0)
-    whole, by_channel = [], []
-    for mode in modes:
-        reduced = EXTREMES[mode]
-        if group == 1 or positions * channels < LONG or length == 1:
-            by_channel.append(op.unsqueeze(reduced(columns, 0), np.int64(1)).output(0))
-            whole.append(_of_best_rows(columns, reduced(columns, 1), length, mode))
-            continue
-        # Each value is read once for both. The new axis keeps OpenVINO from merging this reduction with the next ones.
-        groups = op.reshape(columns, np.array([-1, group, channels]), False)
-        of_groups = op.unsqueeze(reduced(groups, 1), np.int64(2))  # [R, C, 1]
-        by_channel.append(reduced(of_groups, 0).output(0))
-        whole.append(_of_best_groups(groups, reduced(of_groups, [1, 2]), length, mode))
-    return Found(_ends(whole), _ends(by_channel))
-
-
-def _of_best_groups(groups: ov.Node, extremes: ov.Node, length: int, mode: str) -> ov.Output:
-    """The most extreme values of groups [R, g, C] with `extremes` [R]: of the best groups, then of their best positions."""
-    count, _, channels = groups.get_output_shape(0)
-    picked = max(length, HEAP)
-    if picked <= count // 2:
-        groups = op.gather(groups, op.topk(extremes, np.int64(picked), 0, mode, "none").output(1), np.int64(0))
-    rows = op.reshape(groups, np.array([-1, channels]), False)
-    return _of_best_rows(rows, EXTREMES[mode](rows, 1), length, mode)
+        table = op.gather(table, op.topk(extremes, np.int64(picked), 0, mode, "none").output(1), np.int64(1))
+    left = op.reshape(table, np.array([-1]), False)
+    if left.get_output_shape(0)[0] <= max(FEW, 2 * picked):
+        return left.output(0)
+    return op.topk(left, np.int64(picked), 0, mode, "none").output(0)
 
 
 def _channel_tails(columns: ov.Output, length: int, modes: Sequence[str]) -> Ends:
     count, channels = columns.get_shape()
-    group = max(group for group in range(1, count + 1) if group == 1 or (count % group == 0 and group * group * length <= count))
     if length > 1 and count < 8 * length:
         return _ends([op.transpose(columns, np.array([1, 0])).output(0)] * len(modes))
+    most = min(LARGEST_CELL, math.isqrt(count // length))
+    cell = max((cell for cell in range(1, most + 1) if count % cell == 0), default=1)
     ends = []
     for mode in modes:
         reduced = EXTREMES[mode]
@@ -129,25 +128,11 @@ def _channel_tails(columns: ov.Output, length: int, modes: Sequence[str]) -> End
             ends.append(op.unsqueeze(reduced(columns, 0), np.int64(1)).output(0))
             continue
         best: ov.Node | ov.Output = columns
-        if group > 1:
-            groups = op.reshape(columns, np.array([-1, group, channels]), False)
-            places = op.topk(reduced(groups, 1), np.int64(length), 0, mode, "none").output(1)
-            spread = op.broadcast(op.unsqueeze(places, np.int64(1)), np.array([length, group, channels]))
-            best = op.reshape(op.gather_elements(groups, spread, 0), np.array([-1, channels]), False)
+        if cell > 1:
+            table = op.reshape(columns, np.array([cell, -1, channels]), False)
+            places = op.topk(reduced(table, 0), np.int64(length), 0, mode, "none").output(1)
+            spread = op.broadcast(op.unsqueeze(places, np.int64(0)), np.array([cell, length, channels]))
+            best = op.reshape(op.gather_elements(table, spread, 1), np.array([-1, channels]), False)
         values = op.topk(best, np.int64(length), 0, mode, "none").output(0)
         ends.append(op.transpose(values, np.array([1, 0])).output(0))
     return _ends(ends)
-
-
-def _columns(output: ov.Output) -> ov.Output:
-    """[n, C], the values of each channel (axis 1). One node reads the transposed tensor: for several it would be copied."""
-    rank, channels = len(output.get_shape()), output.get_shape()[1]
-    last = op.transpose(output, np.array([0, *range(2, rank), 1]))
-    return op.reshape(last, np.array([-1, channels]), False).output(0)
-
-
-def _width(size: int, length: int) -> int:
-    """How long rows are: both searches are short, among the rows and within those that are left."""
-    best = math.sqrt(size / length)
-    widths = [width for width in range(1, int(best) + 1) if size % width == 0]
-    return max([width for width in widths if width % VECTOR == 0] or widths, default=1)
