@@ -48,7 +48,13 @@ def match(lines: tuple[Line, ...], anchor: Node) -> Iterator[dict[str, Node]]:
 def ignored_blocks(graph: Graph, device: str) -> dict[Node, str]:
     """The nodes that stay in floating point on `device`, each with the name of the pattern that says so."""
     found: dict[Node, str] = {}
-    patterns = [candidate for candidate in PATTERNS if device in candidate.devices]
+    types = {node.type for node in graph.nodes}
+    # Most models have nothing of most patterns.
+    patterns = [
+        candidate
+        for candidate in PATTERNS
+        if device in candidate.devices and not any(line.types.isdisjoint(types) for line in candidate.lines)
+    ]
     for node in graph.nodes:
         for candidate in patterns:
             if node.type not in candidate.anchor.types:
