@@ -18,9 +18,10 @@ import openvino as ov
 from openvino import opset13 as op
 
 LARGEST_CELL = 64  # from so many places at once memory is still read fast
-LEAST_CELL = 8  # smaller cells are too many to search them
-BALANCE = 4  # a value of the cells that are left takes as long as so many cells do before: it is read, copied and searched
+LEAST_CELL = 8  # for less the values may as well be read twice
+BALANCE = 4  # to copy and search a value of the cells that are left takes as long as to search so many cells
 HEAP = 7  # for at least so many values along the last axis TopK keeps a heap; for fewer it takes ten times as long
+LONG = 2**17  # values that are too many to be read twice where channels have tails, which want cells of another size
 FEW = 2**10  # values that may as well leave the graph
 Ends = tuple[ov.Output | None, ov.Output]  # lowest (None: not searched for), highest
 
@@ -44,8 +45,10 @@ def find_tails(output: ov.Output, length: int | None, channel_length: int | None
         return Found(None if length is None else _whole_tails(_channels_last(output) if image else output, length, modes), None)
     columns = _columns(output)
     positions, channels = columns.get_shape()
-    if image and length is not None and channel_length == 1 and _cell(positions, channels, length) >= LEAST_CELL:
-        return _both(columns, length, modes)
+    if image and length is not None and (channel_length == 1 or positions * channels >= LONG):
+        cell = _cell(positions, channels, length, channel_length)
+        if cell >= LEAST_CELL:
+            return _both(columns, cell, length, channel_length, modes)
     whole = _whole_tails(columns if image else output, length, modes) if length is not None else None
     return Found(whole, _channel_tails(columns, channel_length, modes))
 
@@ -82,24 +85,37 @@ def _whole_tails(values: ov.Output, length: int, modes: Sequence[str]) -> Ends:
     return _ends([_of_best_cells(table, EXTREMES[mode](table, 0), length, mode) for mode in modes])
 
 
-def _both(columns: ov.Output, length: int, modes: Sequence[str]) -> Found:
-    """Tails of the whole tensor [n, C], and minimum and maximum per channel: each value is read once for both."""
-    positions, channels = columns.get_shape()
-    table = op.reshape(columns, np.array([_cell(positions, channels, length), -1]), False)  # a cell is of one channel
+def _channel_tails(columns: ov.Output, length: int, modes: Sequence[str]) -> Ends:
+    count, channels = columns.get_shape()
+    if length == 1:
+        return _ends([op.unsqueeze(EXTREMES[mode](columns, 0), np.int64(1)).output(0) for mode in modes])
+    if count < 8 * length:
+        return _ends([op.transpose(columns, np.array([1, 0])).output(0)] * len(modes))
+    table = op.reshape(columns, np.array([_cell(count, channels, channel_length=length), -1]), False)
+    return _ends([_of_best_cells_per_channel(table, EXTREMES[mode](table, 0), channels, length, mode) for mode in modes])
+
+
+def _both(columns: ov.Output, cell: int, length: int, channel_length: int, modes: Sequence[str]) -> Found:
+    """Tails of the whole tensor [n, C] and per channel: each value is read once for both."""
+    table = op.reshape(columns, np.array([cell, -1]), False)  # each cell is of one channel
     whole, by_channel = [], []
     for mode in modes:
         extremes = EXTREMES[mode](table, 0)
         whole.append(_of_best_cells(table, extremes, length, mode))
-        of_channels = EXTREMES[mode](op.reshape(extremes, np.array([-1, channels]), False), 0)
-        by_channel.append(op.unsqueeze(of_channels, np.int64(1)).output(0))
+        by_channel.append(_of_best_cells_per_channel(table, extremes, columns.get_shape()[1], channel_length, mode))
     return Found(_ends(whole), _ends(by_channel))
 
 
-def _cell(positions: int, channels: int, length: int) -> int:
-    """How many positions of a channel make a cell, so that both searches are short: among all cells, and in those that are left."""
-    picked = max(length, HEAP)
-    cells = (cell for cell in range(1, LARGEST_CELL + 1) if positions % cell == 0)
-    return min(cells, key=lambda cell: positions * channels // cell + BALANCE * picked * cell)
+def _cell(count: int, channels: int, length: int | None = None, channel_length: int = 1) -> int:
+    """How many of a channel's `count` values make a cell.
+
+    With large ones there are few cells to search, with small ones few values in those that are left. Where a channel has so
+    many values that none of the possible sizes divides them, that is 1.
+    """
+    left = BALANCE * max(length, HEAP) if length is not None else 0
+    if channel_length > 1:
+        left += channel_length * channels
+    return min((cell for cell in range(1, LARGEST_CELL + 1) if count % cell == 0), key=lambda cell: count * channels // cell + left * cell)
 
 
 def _of_best_cells(table: ov.Node, extremes: ov.Node, length: int, mode: str) -> ov.Output:
@@ -115,24 +131,14 @@ def _of_best_cells(table: ov.Node, extremes: ov.Node, length: int, mode: str) ->
     return op.topk(left, np.int64(picked), 0, mode, "none").output(0)
 
 
-def _channel_tails(columns: ov.Output, length: int, modes: Sequence[str]) -> Ends:
-    count, channels = columns.get_shape()
-    if length > 1 and count < 8 * length:
-        return _ends([op.transpose(columns, np.array([1, 0])).output(0)] * len(modes))
-    most = min(LARGEST_CELL, math.isqrt(count // length))
-    cell = max((cell for cell in range(1, most + 1) if count % cell == 0), default=1)
-    ends = []
-    for mode in modes:
-        reduced = EXTREMES[mode]
-        if length == 1:
-            ends.append(op.unsqueeze(reduced(columns, 0), np.int64(1)).output(0))
-            continue
-        best: ov.Node | ov.Output = columns
-        if cell > 1:
-            table = op.reshape(columns, np.array([cell, -1, channels]), False)
-            places = op.topk(reduced(table, 0), np.int64(length), 0, mode, "none").output(1)
-            spread = op.broadcast(op.unsqueeze(places, np.int64(0)), np.array([cell, length, channels]))
-            best = op.reshape(op.gather_elements(table, spread, 1), np.array([-1, channels]), False)
-        values = op.topk(best, np.int64(length), 0, mode, "none").output(0)
-        ends.append(op.transpose(values, np.array([1, 0])).output(0))
-    return _ends(ends)
+def _of_best_cells_per_channel(table: ov.Node, extremes: ov.Node, channels: int, length: int, mode: str) -> ov.Output:
+    """[C, n] for each of the `channels` C the most extreme values of a table [g, R * C], whose columns have these `extremes`."""
+    extremes = op.reshape(extremes, np.array([-1, channels]), False)
+    if length == 1:
+        return op.unsqueeze(EXTREMES[mode](extremes, 0), np.int64(1)).output(0)
+    if table.get_output_shape(0)[0] > 1 and length < extremes.get_output_shape(0)[0]:
+        places = op.topk(extremes, np.int64(length), 0, mode, "none", "i32").output(1)  # [n, C], of R
+        cells = op.add(op.multiply(places, np.int32(channels)), np.arange(channels, dtype=np.int32))
+        table = op.gather(table, op.reshape(cells, np.array([-1]), False), np.int64(1))
+    best = op.topk(op.reshape(table, np.array([-1, channels]), False), np.int64(length), 0, mode, "none").output(0)
+    return op.transpose(best, np.array([1, 0])).output(0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from openvino import opset13 as op
 
+from stages.quantization import tail_search
 from stages.quantization.tail_search import find_tails
 from stages.quantization.tails import (
     absolute_tail,
@@ -120,13 +122,38 @@ def test_tails_per_channel_found_in_the_graph(shape: tuple[int, ...], length: in
     check(low, high, columns, length)
 
 
-@pytest.mark.parametrize("shape", [shape for shape in SHAPES if len(shape) > 1], ids=str)
-def test_both_found_at_once(shape: tuple[int, ...]) -> None:
-    values = sample(shape, tied=False)
-    length = min(3, values.size)
-    low, high, channel_low, channel_high = in_graph(values, length, 1, computed=True)
+# 67 and 71 have no divisor that could be a cell; of 24 x 56 x 56 values some are searched twice and few leave.
+@pytest.mark.parametrize("shape", [shape for shape in [*SHAPES, (1, 5, 1, 67), (1, 9, 71, 71), (1, 24, 56, 56)] if len(shape) > 1], ids=str)
+@pytest.mark.parametrize(("length", "channel_length"), [(1, 1), (3, 1), (100, 1), (1, 2), (3, 2), (100, 5)])
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("long", [0, tail_search.LONG])
+def test_both_found_at_once(
+    shape: tuple[int, ...], length: int, channel_length: int, tied: bool, long: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tail_search, "LONG", long)  # of small tensors both are otherwise found one by one
+    values = sample(shape, tied)
+    columns = np.moveaxis(values, 1, 0).reshape(shape[1], -1)
+    length, channel_length = min(length, values.size), min(channel_length, columns.shape[1])
+    low, high, channel_low, channel_high = in_graph(values, length, channel_length, computed=True)
     check(low.reshape(-1), high.reshape(-1), values.reshape(-1), length)
-    check(channel_low, channel_high, np.moveaxis(values, 1, 0).reshape(shape[1], -1), 1)
+    check(channel_low, channel_high, columns, channel_length)
+
+
+@pytest.mark.parametrize(
+    ("shape", "channel_length", "reads"),
+    [((1, 24, 56, 56), 1, 1), ((1, 64, 56, 56), 2, 1), ((1, 24, 28, 28), 2, 2), ((1, 9, 71, 71), 1, 2)],
+    ids=str,
+)
+def test_how_often_a_tensor_is_read_and_how_much_of_it_is_searched(shape: tuple[int, ...], channel_length: int, reads: int) -> None:
+    tensor = op.relu(op.parameter(list(shape), np.float32))
+    found = find_tails(tensor.output(0), 9, channel_length, lowest=False)
+    assert found.whole
+    assert found.channels
+    model = ov.Model([op.result(ends[1]) for ends in (found.whole, found.channels)], [tensor.input_value(0).get_node()])
+    reductions = [node for node in model.get_ops() if node.get_type_name() == "ReduceMax"]
+    assert sum(math.prod(node.input_value(0).get_shape()) == math.prod(shape) for node in reductions) == reads
+    searched = [math.prod(node.input_value(0).get_shape()) for node in model.get_ops() if node.get_type_name() == "TopK"]
+    assert max(searched) <= math.prod(shape) // 8
 
 
 def test_few_values_leave_the_graph() -> None:
