@@ -191,6 +191,30 @@ def test_one_pass_whatever_is_asked() -> None:
     assert len(passes) == 1
 
 
+@pytest.mark.parametrize("joined", [1, 3, 8])
+def test_tensors_leave_in_vectors_of_few(joined: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    tested, samples = whole(parameter()), images(3)
+    points = statistics_points(read_graph(tested), target())
+    at_once = collect(tested, points, [0.05], [0.05], lambda instrumented: infer(instrumented, samples), 3)
+    monkeypatch.setattr("stages.quantization.passes.JOINED", joined)
+    lengths: list[int] = []
+
+    def counted(instrumented: ov.Model) -> Iterator[list[np.ndarray]]:
+        vectors = [result.input_value(0).get_node() for result in instrumented.get_results()]
+        lengths.extend(len(vector.inputs()) for vector in vectors if vector.get_type_name() == "Concat")
+        return infer(instrumented, samples)
+
+    statistics = collect(tested, points, [0.05], [0.05], counted, 3)
+    assert len(lengths) > 1
+    assert lengths[:-1] == [joined] * (len(lengths) - 1)
+    assert lengths[-1] <= joined
+    for table in ("lowest", "highest", "input_mean"):
+        found, expected = getattr(statistics, table), getattr(at_once, table)
+        assert found.keys() == expected.keys()
+        for name in expected:
+            np.testing.assert_array_equal(found[name], expected[name])
+
+
 @pytest.mark.parametrize("count", [1, 63, 64, 65, 128])
 def test_samples_are_handed_on_in_chunks_without_loss(count: int) -> None:
     x = parameter()
