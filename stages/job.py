@@ -29,9 +29,9 @@ from stages.config import load_config
 from stages.errors import UserError
 from stages.stage import die_with, parent_of
 
-# Never part of a copy: results and stores, which grow, and hidden files but DVC's own.
+# Never part of a copy: results and stores, which grow, and hidden files but DVC's own. Nor dvc.lock: what has been done is found in
+# the cache of runs, and the shorter the file, the less DVC reads and writes per stage.
 LEFT_OUT = {"build", "dvc.lock", "dvc_plots", "mlartifacts", "mlruns", "multirun", "outputs"}
-# Nor dvc.lock: what has been done is found in the cache of runs, and the shorter the file, the less DVC reads and writes per stage.
 HIDDEN = (".dvcignore",)
 SHARED = (".baseline", ".journal", ".models")  # of build/: caches and journals that may be used by many at once
 LARGEST_COPY = 1_000_000  # bytes; larger files are linked

@@ -10,6 +10,8 @@ from typing import Self, TextIO, TypeVar
 
 from tqdm import tqdm
 
+from stages.units import plural
+
 T = TypeVar("T")
 
 QUIET_SECONDS = 2.0
@@ -59,7 +61,7 @@ class Progress:
         # Long work reports less and less often, so that a log stays readable.
         self._next_line = now + max(QUIET_SECONDS, elapsed / 10)
         if self.total is None:
-            text = f"{self.label}: {self.done} {self.unit if self.done != 1 else self.unit.removesuffix('s')}, {elapsed:.0f} s"
+            text = f"{self.label}: {plural(self.done, self.unit.removesuffix('s'))}, {elapsed:.0f} s"
         else:
             left = elapsed * (self.total - self.done) / max(self.done, 1)
             text = f"{self.label}: {self.done}/{self.total} {self.unit}, {left:.0f} s left"

@@ -33,7 +33,7 @@ from typing import Any
 import yaml
 
 from stages import artifacts, job, track
-from stages.config import CONF, PARAMS, completed, compose, composing
+from stages.config import CONF, PARAMS, completed, compose, composing, load_config
 from stages.errors import ConfigError, UserError
 from stages.overrides import Combination, combinations, edited
 from stages.report import comparison
@@ -252,8 +252,6 @@ def _publish(place: Path, own: Sequence[str], jobs: Sequence[job.Job], text: str
 
 def _tracking(place: Path, entry: job.Job) -> tuple[str, str]:
     """Where a job's result was logged: tracking URI and experiment."""
-    from stages.config import load_config
-
     config = load_config(job.folder_of(place, entry.number) / artifacts.CONFIG)
     return entry.tracking_uri or track.tracking_uri(config), config.tracking.experiment
 

@@ -12,6 +12,7 @@ import re
 import types
 import typing
 from collections.abc import Iterable, Mapping
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -49,8 +50,9 @@ def checked(values: object) -> Config:
         ConfigError: one line with the key, its value and what is allowed.
     """
     config = typed(Config, values)
-    for key in COMPUTED:
-        if value := getattr(config, key):
+    for key in (*COMPUTED, "accuracy_aware.quantizers_sha256"):
+        value, default = map(attrgetter(key), (config, Config()))
+        if value != default:
             raise refused(key, value, "nothing: it is computed")
     _check_model(config.model)
     _check_data(config)
@@ -430,8 +432,6 @@ def _check_accuracy_aware(config: Config) -> None:
     if settings.convert_to_mixed_preset and config.quantization.preset != "performance":
         expected = f"false, as quantization.preset is {show(config.quantization.preset)} and not 'performance'"
         raise refused(f"{key}.convert_to_mixed_preset", True, expected)
-    if settings.quantizers_sha256 is not None:
-        raise refused(f"{key}.quantizers_sha256", settings.quantizers_sha256, "nothing: it is computed")
 
 
 def _check_cluster(cluster: Cluster) -> None:

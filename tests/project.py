@@ -44,7 +44,7 @@ class Project:
 
     root: Path
 
-    def run(self, *command: str, env: Mapping[str, str] | None = None, timeout: float = 550) -> Outcome:
+    def run(self, *command: str, env: Mapping[str, str] | None = None, timeout: float = 300) -> Outcome:
         """Run a command in the project with this test's Python first in PATH."""
         result = subprocess.run(
             command,
@@ -57,9 +57,9 @@ class Project:
         )
         return Outcome(result.returncode, result.stdout)
 
-    def repro(self, *arguments: str, env: Mapping[str, str] | None = None) -> Outcome:
+    def repro(self, *arguments: str, env: Mapping[str, str] | None = None, timeout: float = 300) -> Outcome:
         """`dvc repro`."""
-        return self.run(sys.executable, "-m", "dvc", "repro", *arguments, env=env)
+        return self.run(sys.executable, "-m", "dvc", "repro", *arguments, env=env, timeout=timeout)
 
     def start(self, *arguments: str) -> subprocess.Popen[bytes]:
         """Start `dvc` with arguments and return at once."""

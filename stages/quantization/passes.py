@@ -81,7 +81,6 @@ def _run_pass(model: ov.Model, wanted_of: Callable[[Graph], Iterable[Wanted]], i
     shapes = [tuple(item.output.get_shape()) for item in joined]
     ends = np.cumsum([math.prod(shape) for shape in shapes], dtype=np.int64)
     total = int(ends[-1]) if joined else 0
-    starts = np.cumsum([0, *(vector.get_output_shape(0)[0] for vector in vectors)], dtype=np.int64)
     rows = np.empty((max(1, min(CHUNK, CHUNK_BYTES // (4 * max(total, 1)))), total), np.float32)
 
     def hand_on(start: int, count: int) -> None:
@@ -91,8 +90,8 @@ def _run_pass(model: ov.Model, wanted_of: Callable[[Graph], Iterable[Wanted]], i
     seen = 0
     for values in infer(clone):
         position = seen % len(rows)
-        for place in range(len(vectors)):
-            rows[position, starts[place] : starts[place + 1]] = values[place]
+        if joined:
+            np.concatenate(values[: len(vectors)], out=rows[position])
         for place, item in alone:
             item.store(seen, values[place][None])
         seen += 1

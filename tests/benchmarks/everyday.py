@@ -57,7 +57,7 @@ def main() -> None:
         alone, swept = (copy_project(Path(folder) / name) for name in ("alone", "swept"))
         for project in (alone, swept):
             MODELS[arguments.model](project)
-        cold = cost(alone.repro)
+        cold = cost(partial(alone.repro, timeout=900))
         print(f"cold pipeline:                     {cold}")
         print(f"  by stage: {', '.join(_stages(alone.root))}", flush=True)
         nothing = [cost(alone.repro) for _ in range(AGAIN)]
