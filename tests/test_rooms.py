@@ -95,6 +95,18 @@ def test_tools_stay_in_their_rooms(path: Path) -> None:
         assert path == Path("stages/track.py")
 
 
+STARTS = {"AsyncInferQueue", "create_infer_request", "infer_new_request", "start_async"}
+
+
+@pytest.mark.parametrize("path", MODULES, ids=str)
+def test_inferences_are_started_in_one_place(path: Path) -> None:
+    """Shared and copied inputs on one compiled model corrupt memory."""
+    tree = ast.parse((ROOT / path).read_text(encoding="utf-8"))
+    used = {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)} & STARTS
+    allowed = {"create_infer_request"} if path == Path("stages/runtime/latency.py") else set()  # and `infer_once` in it
+    assert path == Path("stages/runtime/requests.py") or used <= allowed
+
+
 @pytest.mark.parametrize("stage", STAGES)
 def test_stages_import_nothing_heavy_before_the_configuration_is_checked(stage: str) -> None:
     seen: set[str] = set()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import re
-from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice
 from pathlib import Path
@@ -16,6 +15,7 @@ import openvino as ov
 from stages.errors import UserError
 from stages.runtime.datasets import Sample
 from stages.runtime.metrics import Metric
+from stages.runtime.requests import Requests
 from stages.schema import Engine
 
 ZERO_POINTS_IN_F32 = (
@@ -134,32 +134,16 @@ def infer(compiled: ov.CompiledModel, samples: Iterable[Sample], requests: int =
     Yields:
         one array per model output. They are views of OpenVINO's memory, valid until the next one is asked for: copy to keep.
     """
-    streams = max(1, compiled.get_property("OPTIMAL_NUMBER_OF_INFER_REQUESTS"))
-    # Twice as many requests as streams: while the oldest one's outputs are read, every stream has its next sample waiting.
-    idle = [compiled.create_infer_request() for _ in range(requests or 2 * streams)]
-    running: deque[tuple[ov.InferRequest, list[np.ndarray]]] = deque()
+    pool = Requests(compiled, requests)
     try:
         for sample in samples:
-            if not idle:
-                yield _finished(running, idle)
-            request = idle.pop()
-            inputs = list(sample.inputs.values())
-            # `running` keeps the arrays alive: OpenVINO reads them in place.
-            request.start_async(dict(enumerate(inputs)), share_inputs=True)
-            running.append((request, inputs))
-        while running:
-            yield _finished(running, idle)
+            if pool.running == len(pool):
+                yield pool.finish()
+            pool.start(dict(enumerate(sample.inputs.values())))
+        while pool.running:
+            yield pool.finish()
     finally:
-        for request, _ in running:
-            request.wait()
-
-
-def _finished(running: deque[tuple[ov.InferRequest, list[np.ndarray]]], idle: list[ov.InferRequest]) -> list[np.ndarray]:
-    request, _ = running[0]
-    request.wait()
-    running.popleft()
-    idle.append(request)  # started again only after the caller has come back for more
-    return [tensor.data for tensor in request.output_tensors]
+        pool.wait()
 
 
 def evaluate_metrics(

@@ -16,17 +16,17 @@ import openvino as ov
 from numpy.typing import NDArray
 
 from stages.runtime.engine import compile, int8_precision
+from stages.runtime.requests import Inputs, Requests, infer_once
 from stages.schema import Engine
 
 BLOCK_SECONDS = 0.02
 LONGEST_BLOCK = 100
+ROUNDS_IN_FLIGHT = 2  # how often each request is used in one measurement of throughput, at least
 FEWEST_ROUNDS = 3
 FEWEST_TO_SETTLE = 12  # rounds before anything is said to be known
 # Of a ratio: the half width of its median's interval at which measuring ends. To know it better is not worth the time: the
 # medians of ten compilations of one model spread by 1.1 % (standard deviation) where each is timed long, by 1.3 % where it is not.
 KNOWN_TO = 0.02
-
-Inputs = Mapping[int, NDArray[Any]]  # by index of the model's input
 
 
 class Spread(NamedTuple):
@@ -216,25 +216,20 @@ def latency(
 
     def runner(model: ov.CompiledModel) -> Callable[[], object]:
         request = model.create_infer_request()
-        return lambda: request.infer(inputs, share_inputs=True, share_outputs=True)
+        return lambda: infer_once(request, inputs)
 
     return interleave({name: runner(model) for name, model in models.items()}, seconds, enough)
 
 
 def saturated(models: Mapping[str, ov.CompiledModel], inputs: Inputs, seconds: float) -> dict[str, NDArray[np.float64]]:
     """Seconds per inference with all requests in flight, per round and model; compile the models for throughput."""
-    queues = {name: ov.AsyncInferQueue(model) for name, model in models.items()}
+    pools = {name: Requests(model) for name, model in models.items()}
 
-    def runner(queue: ov.AsyncInferQueue) -> Callable[[], object]:
-        def run() -> None:
-            for _ in range(2 * len(queue)):
-                queue.start_async(inputs, share_inputs=True)
-            queue.wait_all()
+    def runner(pool: Requests) -> Callable[[], object]:
+        return lambda: _infer_repeatedly(pool, inputs, ROUNDS_IN_FLIGHT * len(pool))
 
-        return run
-
-    rounds = interleave({name: runner(queue) for name, queue in queues.items()}, seconds)
-    return {name: times / (2 * len(queues[name])) for name, times in rounds.items()}
+    rounds = interleave({name: runner(pool) for name, pool in pools.items()}, seconds)
+    return {name: times / (ROUNDS_IN_FLIGHT * len(pools[name])) for name, times in rounds.items()}
 
 
 def throughput(models: Mapping[str, ov.CompiledModel], inputs: Inputs, seconds: float, segments: int = 3) -> dict[str, float]:
@@ -242,25 +237,33 @@ def throughput(models: Mapping[str, ov.CompiledModel], inputs: Inputs, seconds: 
 
     The models take turns, `segments` times each; the median of a model's segments counts.
     """
-    queues = {name: ov.AsyncInferQueue(model) for name, model in models.items()}
-    rates: dict[str, list[float]] = {name: [] for name in queues}
-    for queue in queues.values():
-        _inferences_per_second(queue, inputs, 0.0)
+    pools = {name: Requests(model) for name, model in models.items()}
+    rates: dict[str, list[float]] = {name: [] for name in pools}
+    for pool in pools.values():
+        _inferences_per_second(pool, inputs, 0.0)
     for _ in range(segments):
-        for name, queue in queues.items():
-            rates[name].append(_inferences_per_second(queue, inputs, seconds / (segments * len(queues))))
+        for name, pool in pools.items():
+            rates[name].append(_inferences_per_second(pool, inputs, seconds / (segments * len(pools))))
     return {name: float(np.median(values)) for name, values in rates.items()}
 
 
-def _inferences_per_second(queue: ov.AsyncInferQueue, inputs: Inputs, seconds: float) -> float:
-    """Keeps the queue full for the given time, and counts the time until it is empty again."""
-    count = 0
+def _inferences_per_second(pool: Requests, inputs: Inputs, seconds: float) -> float:
+    """Keeps all requests in flight for the given time, and counts the time until the last one is finished."""
     start = time.perf_counter()
-    while count < 2 * len(queue) or time.perf_counter() - start < seconds:
-        queue.start_async(inputs)
-        count += 1
-    queue.wait_all()
+    count = _infer_repeatedly(pool, inputs, ROUNDS_IN_FLIGHT * len(pool), start + seconds)
     return count / (time.perf_counter() - start)
+
+
+def _infer_repeatedly(pool: Requests, inputs: Inputs, fewest: int, end: float = 0.0) -> int:
+    """Infers at least `fewest` times, and until the clock says `end`; returns how often."""
+    count = 0
+    while count < fewest or time.perf_counter() < end:
+        if pool.running == len(pool):
+            pool.finish()
+        pool.start(inputs)
+        count += 1
+    pool.wait()
+    return count
 
 
 def node_times(model: ov.CompiledModel, inputs: Inputs, seconds: float, fewest: int = 10) -> list[NodeTime]:
@@ -280,7 +283,7 @@ def node_times(model: ov.CompiledModel, inputs: Inputs, seconds: float, fewest: 
     end = time.perf_counter() + seconds
     count = 0
     while count < fewest or time.perf_counter() < end:
-        request.infer(inputs, share_inputs=True, share_outputs=True)
+        infer_once(request, inputs)
         count += 1
     profiled = {entry.node_name for entry in request.profiling_info}
     nodes = model.get_runtime_model().get_ordered_ops()
