@@ -1,7 +1,8 @@
 """Compose the configuration from conf/ and params.yaml, check it, and write it in full to build/config.json.
 
 params.yaml is the last layer, so what it says wins. Every mistake in the configuration is found here, in well under a
-second and before any other stage runs.
+second and before any other stage runs. It always runs, because DVC does not watch the model and data files that the configuration
+names: their hashes become part of it, and what has changed re-runs what it concerns.
 
 Examples:
     dvc repro config                 # after an edit of params.yaml: is everything in it valid?
@@ -23,7 +24,9 @@ from typing import Any
 import yaml
 
 from stages import artifacts, targets
+from stages.common.fingerprints import Fingerprints, paths_in
 from stages.errors import ConfigError, UserError
+from stages.runtime.model_files import files_of
 from stages.schema import Config, RangeEstimator, TargetDevice
 from stages.validation import checked, typed
 from stages.wording import nearest, show, unknown
@@ -99,7 +102,8 @@ def completed(config: Config) -> Config:
     which take a third more time, are only stored where an estimator asks. Of the bias corrections only the accurate one
     depends on the engine, and so does layer-wise tuning, which gets the project's seed. The device's tables get a hash, which
     stands for them in dvc.lock: a hundred lines, four times, would double what DVC reads and writes with every stage. The primary
-    metric gets its name, because DVC does not see the order of keys.
+    metric gets its name, because DVC does not see the order of keys. The user's own files get their hashes, because DVC does not
+    look at them.
     """
     quantization = config.quantization
     estimators = [quantization.activations.range_estimator or RangeEstimator(), quantization.range_estimator]
@@ -136,6 +140,7 @@ def completed(config: Config) -> Config:
         evaluate=dataclasses.replace(config.evaluate, primary_metric=config.evaluate.primary_metric or next(iter(config.metric))),
         target_device_sha256=_sha256(config.target_device),
         user_code=_user_code([config.data.calibration, config.data.validation, *config.metric.values()]),
+        files=_files(config),
     )
 
 
@@ -173,10 +178,32 @@ def _sha256(device: TargetDevice) -> str:
     return hashlib.sha256(json.dumps(dataclasses.asdict(device)).encode()).hexdigest()
 
 
-def _user_code(sections: Sequence[object]) -> dict[str, str]:
-    """SHA-256 of the files inside the project, but outside stages/, that a `_target_` names."""
+def _files(config: Config) -> dict[str, dict[str, str]]:
+    """What the user's files and folders hold, by section and name."""
     root = Path.cwd()
-    files = {path for section in sections for path in targets.source_files(section)}
+    with Fingerprints() as fingerprints:
+        named = {
+            "model": _model_files(config.model.path, fingerprints),
+            "data": sorted({*paths_in([config.data.calibration, config.data.validation], root)}),
+            "metric": sorted({*paths_in(config.metric, root)}),
+        }
+        return {section: {path.as_posix(): fingerprints.of(path) for path in paths} for section, paths in named.items()}
+
+
+def _model_files(name: str | None, fingerprints: Fingerprints) -> list[Path]:
+    path = Path(name or "")
+    if path.is_dir():
+        return [path] if name else []
+    if not path.is_file():
+        return []
+    files = fingerprints.recall(path, " of model", lambda: "\n".join(map(str, files_of(path)))).split("\n")
+    return [Path(file) for file in files if Path(file).is_file()]
+
+
+def _user_code(sections: Sequence[object]) -> dict[str, str]:
+    """SHA-256 of the files inside the project, but outside stages/, that a `_target_` names, and of those that they import."""
+    root = Path.cwd()
+    files = targets.with_imports({path for section in sections for path in targets.source_files(section)})
     own = sorted(path.resolve().relative_to(root) for path in files if path.resolve().is_relative_to(root))
     return {path.as_posix(): artifacts.file_sha256(path) for path in own if path.parts[0] != "stages" and "site-packages" not in path.parts}
 

@@ -4,7 +4,7 @@ Every sample is read once and checked: against the model's inputs, and its targe
 
 Examples:
     dvc repro prepare                # with the configuration before it
-    dvc repro --force prepare        # read model and data files again that DVC does not watch
+    dvc repro --force prepare        # read everything again
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ def main(config: Config) -> dict[str, Any]:
     import openvino as ov
 
     from stages import samples as sets
+    from stages.common.reads import opened_files, users_files
     from stages.progress import progress
     from stages.runtime import sources
     from stages.runtime.datasets import identity, model_inputs
@@ -40,12 +41,13 @@ def main(config: Config) -> dict[str, Any]:
     inputs = model_inputs(model)
     metrics = _metrics(config, model)
 
-    calibration, validation = sets.choose(config, inputs)
-    calibrating = [identity(sample) for sample in progress(calibration, f"{NAME}: calibration", len(calibration))]
-    validating = []
-    for sample in progress(validation, f"{NAME}: validation", len(validation)):
-        _check_target(metrics, sample.target, sample.label)
-        validating.append(identity(sample))
+    with opened_files() as opened:
+        calibration, validation = sets.choose(config, inputs)
+        calibrating = [identity(sample) for sample in progress(calibration, f"{NAME}: calibration", len(calibration))]
+        validating = []
+        for sample in progress(validation, f"{NAME}: validation", len(validation)):
+            _check_target(metrics, sample.target, sample.label)
+            validating.append(identity(sample))
     known = {own.inputs for own in calibrating}
     shared = sum(own.inputs in known for own in validating)
     if shared and not config.data.allow_overlap:
@@ -74,18 +76,21 @@ def main(config: Config) -> dict[str, Any]:
         artifacts.write_json(folder / "model.json", described_model)
         artifacts.write_json(folder / "dataset.json", described_data)
     counts = {"operations": len(model.get_ops()), "calibration": len(calibration), "validation": len(validation)}
-    return {**counts, "files": [_seen(path) for path in _local_files(config)]}
+    return {**counts, "files": [_seen(path) for path in users_files(opened, Path.cwd()) if not _is_watched(path, config)]}
 
 
-def _local_files(config: Config) -> list[Path]:
-    """The user's own model and data files, which DVC watches only when they are listed in dvc.yaml; `track` looks at them."""
-    given = [config.model.path, config.data.calibration.get("path"), (config.data.validation or {}).get("path")]
-    return sorted({Path(path) for path in given if isinstance(path, str) and Path(path).is_file()})
+def _is_watched(path: Path, config: Config) -> bool:
+    """Whether the configuration has the hash of a file, or of the folder that it is in: then an edit re-runs this stage."""
+    named = [*(name for files in config.files.values() for name in files), *config.user_code]
+    names = {Path(name).absolute() for name in named}
+    return path in names or not names.isdisjoint(path.parents)
 
 
 def _seen(path: Path) -> dict[str, Any]:
+    """A file that a data set has opened without its arguments naming it; `track` looks whether it still is what it was."""
     status = path.stat()
-    return {"path": str(path), "size": status.st_size, "mtime_ns": status.st_mtime_ns, "sha256": artifacts.file_sha256(path)}
+    name = path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
+    return {"path": str(name), "size": status.st_size, "mtime_ns": status.st_mtime_ns, "sha256": artifacts.file_sha256(path)}
 
 
 def _metrics(config: Config, model: ov.Model) -> list[Metric]:

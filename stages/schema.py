@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 MISSING = "???"  # omegaconf's marker for "must be given"
-COMPUTED = ("correction_engine", "target_device_sha256", "user_code")  # what the config stage fills in
+COMPUTED = ("correction_engine", "target_device_sha256", "user_code", "files")  # what the config stage fills in
 
 PRESETS = ("performance", "mixed", "accuracy")
 MODES = ("symmetric", "asymmetric")
@@ -465,4 +465,9 @@ class Config:
         None, "the section `engine` where the accurate BiasCorrection or layer-wise tuning runs, null where nothing does; computed, not set"
     )
     target_device_sha256: str | None = param(None, "SHA-256 of `target_device`, by which DVC knows its tables; computed, not set")
-    user_code: dict[str, str] = param(dict, "SHA-256 of the project's own Python files that a `_target_` names; computed, not set")
+    user_code: dict[str, str] = param(
+        dict, "SHA-256 of the project's own Python files that a `_target_` names or that these import; computed, not set"
+    )
+    files: dict[str, dict[str, str]] = param(
+        dict, "SHA-256 of every file and folder that `model`, `data` and `metric` name; computed, not set"
+    )

@@ -9,7 +9,7 @@ from __future__ import annotations
 import ast
 import importlib.util
 import pkgutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
@@ -95,6 +95,37 @@ def source_files(section: object) -> Iterator[Path]:
     elif isinstance(section, list):
         for value in section:
             yield from source_files(value)
+
+
+def with_imports(files: Iterable[Path]) -> set[Path]:
+    """These files, and those below the current folder that they import, directly or through others; read, not run."""
+    waiting, found = [path.resolve() for path in files], set[Path]()
+    while waiting:
+        path = waiting.pop()
+        if path in found:
+            continue
+        found.add(path)
+        waiting += _imported_files(path)
+    return found
+
+
+def _imported_files(path: Path) -> Iterator[Path]:
+    root = Path.cwd()
+    try:
+        tree = ast.parse(path.read_bytes())
+    except (OSError, SyntaxError, ValueError):
+        return  # importing it will say more
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            modules = [root.joinpath(*alias.name.split(".")) for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            package = path.parents[node.level - 1] if 0 < node.level <= len(path.parents) else root
+            module = package.joinpath(*(node.module or "").split("."))
+            modules = [module, *(module / alias.name for alias in node.names)]
+        else:
+            continue
+        files = [file for module in modules for file in (module.with_name(f"{module.name}.py"), module / "__init__.py")]
+        yield from (file for file in files if file.is_file() and file.is_relative_to(root) and not file.is_relative_to(root / "stages"))
 
 
 def meaning(target: object) -> str:

@@ -160,7 +160,7 @@ def test_speed_is_measured_for_all_three(project: Project) -> None:
 
 def test_the_summary_ends_the_run(project: Project) -> None:
     outcome = project.repro()
-    assert outcome.stages == ["track"]
+    assert outcome.stages == ["config", "track"]
     accuracy = read(project, "reports/metrics.json")["metric"]["accuracy"]
     assert f"{100 * accuracy['int8']:.2f} %" in outcome.output
     assert "left float: " in outcome.output

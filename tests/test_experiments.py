@@ -38,7 +38,7 @@ def test_an_experiment_in_a_temporary_copy(tmp_path: Path) -> None:
     dvc(project, "exp", "apply", "other")
     assert "preset: accuracy" in (project.root / "params.yaml").read_text()
     outcome = dvc(project, "repro")
-    assert outcome.stages == ["track"], outcome.output
+    assert outcome.stages == ["config", "track"], outcome.output
     assert "MLflow: already logged as accuracy·" in outcome.output
 
 

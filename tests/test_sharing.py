@@ -66,7 +66,7 @@ def test_a_clone_takes_everything_from_the_remote(first: Project, tmp_path: Path
     assert (second.root / "dvc.lock").exists() == locked
     assert not (second.root / "build").exists() and not (second.root / ".dvc/cache").exists()
     outcome = dvc(second, "repro", "--pull", env=KEYS)
-    assert outcome.stages == ["track"], outcome.output
+    assert outcome.stages == ["config", "track"], outcome.output
     found = results(second)
     assert found == results(first)
     assert {"correct_bias/model.xml", "evaluate/evaluation.json", "records/prepare.json", "reports/metrics.json"} <= found.keys()

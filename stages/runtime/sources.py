@@ -9,7 +9,7 @@ import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -20,13 +20,10 @@ from openvino.frontend import FrontEndManager
 from stages import artifacts
 from stages.errors import UserError
 from stages.runtime.engine import core, last_line
+from stages.runtime.model_files import FRAMEWORKS, WEIGHTS, files_of
 from stages.schema import Model
 
 FETCHED = artifacts.BUILD / ".models"  # no artifact: DVC knows nothing of it, and it may be removed at any time
-
-# File suffix -> OpenVINO's name of the front end that reads it. A TensorFlow saved model is a folder.
-FRAMEWORKS = {".xml": "ir", ".onnx": "onnx", ".tflite": "tflite", ".pdmodel": "paddle", ".pb": "tf"}
-WEIGHTS = {".xml": ".bin", ".pdmodel": ".pdiparams"}  # the file beside it that holds the weights
 
 
 @dataclass(frozen=True)
@@ -88,6 +85,8 @@ def locate(model: Model, fetched: Path = FETCHED) -> Source:
 def _source(path: Path, origin: str) -> Source:
     if not path.exists():
         raise UserError(f"model file {path} does not exist")
+    if not (path.is_file() or path.is_dir()):
+        raise UserError(f"model file {path} is neither a file nor a folder")
     framework = "tf" if path.is_dir() else FRAMEWORKS.get(path.suffix.lower())
     if framework is None or (path.is_dir() and not (path / "saved_model.pb").is_file()):
         known = ", ".join(FRAMEWORKS)
@@ -95,22 +94,8 @@ def _source(path: Path, origin: str) -> Source:
             f"model {path} is of an unknown format; known are {known} and TensorFlow saved-model folders (export PyTorch to .onnx)"
         )
     root = path if path.is_dir() else path.parent
-    names = sorted(file.relative_to(root).as_posix() for file in _files(path))
+    names = sorted(file.relative_to(root).as_posix() for file in files_of(path))
     return Source(path, origin, framework, {name: artifacts.file_sha256(root / name) for name in names})
-
-
-def _files(path: Path) -> Iterable[Path]:
-    """All files of a model."""
-    if path.is_dir():
-        return [file for file in path.rglob("*") if file.is_file()]
-    beside = path.with_suffix(WEIGHTS.get(path.suffix.lower(), path.suffix))
-    files = {path} | ({beside} if beside.is_file() else set())
-    if path.suffix.lower() == ".onnx":
-        content = path.read_bytes()
-        # The key and the file name under which ONNX stores weights outside the model file.
-        if b"location" in content:
-            files |= {file for file in path.parent.iterdir() if file.is_file() and file.name.encode() in content}
-    return files
 
 
 def _require(source: Source, sha256: str, key: str) -> None:
