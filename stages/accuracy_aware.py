@@ -16,21 +16,21 @@ import sys
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from stages import artifacts
-from stages.errors import UserError
-from stages.schema import Config
+from stages.common import artifacts
+from stages.common.errors import UserError
+from stages.common.units import amount
+from stages.configuration.schema import Config
 from stages.stage import run
-from stages.units import amount
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     import openvino as ov
 
-    from stages.search.budget import Budget
     from stages.search.candidates import Candidate
     from stages.search.problem import Problem
-    from stages.search.reversion import Step
+    from stages.search.reversion.budget import Budget
+    from stages.search.reversion.search import Step
 
 NAME = "accuracy_aware"
 PATIENCE_SECONDS = 5.0  # enough for a killed stage to end
@@ -50,14 +50,14 @@ def main(config: Config) -> dict[str, Any]:
         artifacts.write_json(artifacts.REPORTS / f"{NAME}.json", {"enabled": False})
         return {"enabled": False}
 
-    from stages.progress import Progress
-    from stages.reversion_report import report, result_json, trace_json
+    from stages.common.progress import Progress
     from stages.search.candidates import candidate_key
     from stages.search.evaluator import Task
-    from stages.search.reversion import Reversion
+    from stages.search.reversion.outcome import report, result_json, trace_json
+    from stages.search.reversion.search import Reversion
+    from stages.search.reversion.setup import make_budget, mixed_candidate, posed, start
     from stages.search.session import searching
-    from stages.searching import cluster_start, write_candidate, write_rows
-    from stages.starting_points import make_budget, mixed_candidate, posed, start
+    from stages.search.setup import cluster_start, write_candidate, write_rows
 
     problem = posed(config)
     budget, parts = make_budget(config, problem)
@@ -95,7 +95,7 @@ def main(config: Config) -> dict[str, Any]:
 
 
 def _print(budget: Budget, step: Step) -> None:
-    from stages.reports import is_share
+    from stages.runtime.evaluation_report import is_share
 
     shares = {goal.metric: is_share(goal.judge, [goal.baseline]) for goal in budget.goals}
     drops = ", ".join(f"{metric} drops by {amount({'share': shares[metric]}, drop)}" for metric, drop in (step.drops or {}).items())
@@ -115,7 +115,7 @@ def _copy_model(folder: Path) -> None:
 
 def _preset(config: Config, candidate: Candidate, mixed: Candidate | None) -> str:
     """What quantizers.json calls it: asymmetric activations are the mixed preset's, where that was tried."""
-    from stages.quantization.schemes import ACTIVATIONS
+    from stages.configuration.target_device import ACTIVATIONS
 
     asymmetric = any(entry.kind == ACTIVATIONS and not entry.scheme.symmetric for entry in candidate.plan.quantizers)
     return "mixed" if mixed is not None and asymmetric else config.quantization.preset

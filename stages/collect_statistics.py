@@ -13,8 +13,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from stages import artifacts
-from stages.schema import Config
+from stages.common import artifacts
+from stages.configuration.schema import Config
 from stages.stage import run
 
 NAME = "collect_statistics"
@@ -25,15 +25,15 @@ def main(config: Config) -> dict[str, Any]:
     import numpy as np
     import openvino as ov
 
-    from stages.progress import progress
-    from stages.quantization.collection import collect
-    from stages.quantization.graph import read_graph
-    from stages.quantization.passes import BUDGET
-    from stages.quantization.points import statistics_points
-    from stages.quantization.schemes import read_target
-    from stages.quantization.statistics import save
+    from stages.common.progress import progress
+    from stages.configuration.target_device import read_target
+    from stages.quantization.model.graph import read_graph
+    from stages.quantization.statistics.collection import collect
+    from stages.quantization.statistics.passes import BUDGET
+    from stages.quantization.statistics.points import statistics_points
+    from stages.quantization.statistics.store import save
     from stages.runtime import engine
-    from stages.samples import calibration_samples
+    from stages.runtime.samples import calibration_samples
 
     model = engine.read_artifact(artifacts.folder("prepare"))
     samples = calibration_samples(config)

@@ -23,13 +23,14 @@ from typing import Any
 
 import yaml
 
-from stages import artifacts, targets
+from stages.common import artifacts
+from stages.common.errors import ConfigError, UserError
 from stages.common.fingerprints import Fingerprints, paths_in
-from stages.errors import ConfigError, UserError
-from stages.runtime.model_files import files_of
-from stages.schema import Config, RangeEstimator, TargetDevice
-from stages.validation import checked, typed
-from stages.wording import nearest, show, unknown
+from stages.common.messages import nearest, show, unknown
+from stages.common.model_files import files_of
+from stages.configuration import user_classes
+from stages.configuration.schema import Config, RangeEstimator, TargetDevice
+from stages.configuration.validation import checked, typed
 
 CONF = Path("conf")
 PARAMS = Path("params.yaml")
@@ -203,7 +204,7 @@ def _model_files(name: str | None, fingerprints: Fingerprints) -> list[Path]:
 def _user_code(sections: Sequence[object]) -> dict[str, str]:
     """SHA-256 of the files inside the project, but outside stages/, that a `_target_` names, and of those that they import."""
     root = Path.cwd()
-    files = targets.with_imports({path for section in sections for path in targets.source_files(section)})
+    files = user_classes.with_imports({path for section in sections for path in user_classes.source_files(section)})
     own = sorted(path.resolve().relative_to(root) for path in files if path.resolve().is_relative_to(root))
     return {path.as_posix(): artifacts.file_sha256(path) for path in own if path.parts[0] != "stages" and "site-packages" not in path.parts}
 

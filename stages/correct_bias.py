@@ -12,8 +12,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from stages import artifacts
-from stages.schema import Config
+from stages.common import artifacts
+from stages.configuration.schema import Config
 from stages.stage import run
 
 NAME = "correct_bias"
@@ -21,18 +21,18 @@ NAME = "correct_bias"
 
 def main(config: Config) -> dict[str, Any]:
     """Write build/correct_bias."""
-    from stages.progress import Progress
-    from stages.quantization.accurate_bias import accurate_corrections, used_samples
-    from stages.quantization.biases import Correction
+    from stages.common.progress import Progress
     from stages.quantization.build import build, corrections_json, save_model
-    from stages.quantization.graph import read_graph
-    from stages.quantization.layerwise import tune_layers
-    from stages.quantization.plan import plan_from_json
-    from stages.quantization.solve import correctable
-    from stages.quantization.statistics import load
-    from stages.quantization.tuned import save_tuned
+    from stages.quantization.model.graph import read_graph
+    from stages.quantization.placement.plan import plan_from_json
+    from stages.quantization.refinement.accurate_bias import accurate_corrections, used_samples
+    from stages.quantization.refinement.layerwise import tune_layers
+    from stages.quantization.solution.biases import Correction
+    from stages.quantization.solution.solve import correctable
+    from stages.quantization.solution.tuned import save_tuned
+    from stages.quantization.statistics.store import load
     from stages.runtime import engine
-    from stages.samples import calibration_samples
+    from stages.runtime.samples import calibration_samples
 
     model = engine.read_artifact(artifacts.folder("prepare"))
     plan = plan_from_json(artifacts.read_json(artifacts.folder("quantize") / "quantizers.json"))

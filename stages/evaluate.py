@@ -14,13 +14,13 @@ import os
 import platform
 from typing import TYPE_CHECKING, Any
 
-from stages import artifacts
+from stages.common import artifacts
 from stages.config import create
-from stages.schema import Config
+from stages.configuration.schema import Config
 from stages.stage import run
 
 if TYPE_CHECKING:
-    from stages.quantization.tuned import Tuned
+    from stages.quantization.solution.tuned import Tuned
 
 NAME = "evaluate"
 
@@ -30,12 +30,11 @@ def main(config: Config) -> dict[str, Any]:
     import numpy as np
     import openvino as ov
 
-    from stages import reports
-    from stages.progress import progress
+    from stages.common.progress import progress
     from stages.quantization.layer_table import layer_table
-    from stages.quantization.tuned import load_tuned, with_tuned_ranges
-    from stages.runtime import baseline, engine, latency
-    from stages.samples import validation_samples
+    from stages.quantization.solution.tuned import load_tuned, with_tuned_ranges
+    from stages.runtime import baseline, engine, evaluation_report, latency
+    from stages.runtime.samples import validation_samples
 
     paths = {"fp32": artifacts.folder("prepare"), "int8": artifacts.folder("correct_bias")}
     models = {name: engine.read_artifact(folder) for name, folder in paths.items()}
@@ -73,7 +72,7 @@ def main(config: Config) -> dict[str, Any]:
     order = [node.get_friendly_name() for node in models["fp32"].get_ordered_ops()]
     rows = layer_table(quantizers, corrections, _noise(config, models["fp32"], quantizers, tuned, samples), times, order)
     evaluation = {
-        "metrics": reports.judge(values, metrics, config),
+        "metrics": evaluation_report.judge(values, metrics, config),
         "samples": len(samples),
         "confidence": config.evaluate.confidence,
         "precisions": precisions,
@@ -90,17 +89,17 @@ def main(config: Config) -> dict[str, Any]:
         artifacts.write_json(folder / "evaluation.json", evaluation)
         artifacts.write_json(folder / "latency.json", speed)
         artifacts.write_json(folder / "layers.json", rows)
-        artifacts.write_json(folder / "accuracy_speed.json", reports.accuracy_speed(evaluation, speed, config))
-    artifacts.write_json(artifacts.REPORTS / "noise.json", reports.noise(rows))
-    artifacts.write_json(artifacts.REPORTS / "metrics.json", reports.metrics(evaluation, quantizers, corrections))
+        artifacts.write_json(folder / "accuracy_speed.json", evaluation_report.accuracy_speed(evaluation, speed, config))
+    artifacts.write_json(artifacts.REPORTS / "noise.json", evaluation_report.noise(rows))
+    artifacts.write_json(artifacts.REPORTS / "metrics.json", evaluation_report.metrics(evaluation, quantizers, corrections))
     return {"samples": len(samples)}
 
 
 def _noise(config: Config, model: Any, data: dict[str, Any], tuned: Tuned | None, samples: Any) -> dict[str, float | None]:
     """SQNR by quantizer name: of the weights by arithmetic, of the activations over the first validation samples."""
     from stages.quantization.noise import ActivationNoise, aligned_model, ranges_from_json, weight_noise
-    from stages.quantization.plan import plan_from_json
-    from stages.quantization.statistics import load
+    from stages.quantization.placement.plan import plan_from_json
+    from stages.quantization.statistics.store import load
     from stages.runtime import engine
 
     if not config.evaluate.noise_samples:

@@ -12,10 +12,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from stages import artifacts
+from stages.common import artifacts
+from stages.common.errors import UserError
 from stages.config import create
-from stages.errors import UserError
-from stages.schema import Config
+from stages.configuration.schema import Config
 from stages.stage import run
 
 if TYPE_CHECKING:
@@ -30,9 +30,9 @@ def main(config: Config) -> dict[str, Any]:
     """Write build/prepare."""
     import openvino as ov
 
-    from stages import samples as sets
+    from stages.common.progress import progress
     from stages.common.reads import opened_files, users_files
-    from stages.progress import progress
+    from stages.runtime import samples as sets
     from stages.runtime import sources
     from stages.runtime.datasets import identity, model_inputs
 

@@ -15,11 +15,12 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from stages import artifacts, job
+from stages.common import artifacts
+from stages.common.errors import UserError
 from stages.config import PARAMS
-from stages.errors import UserError
 from stages.stage import fail
 from stages.sweep import SWEEPS
+from stages.sweeps import job
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -11,8 +11,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from stages import artifacts
-from stages.schema import Config
+from stages.common import artifacts
+from stages.configuration.schema import Config
 from stages.stage import run
 
 NAME = "quantize"
@@ -20,11 +20,11 @@ NAME = "quantize"
 
 def main(config: Config) -> dict[str, Any]:
     """Write build/quantize."""
+    from stages.configuration.target_device import read_target
     from stages.quantization.build import build, quantizers_json, save_model
-    from stages.quantization.graph import read_graph
+    from stages.quantization.model.graph import read_graph
     from stages.quantization.planning import make_plan, require_something_to_quantize
-    from stages.quantization.schemes import read_target
-    from stages.quantization.statistics import load
+    from stages.quantization.statistics.store import load
     from stages.runtime import engine
 
     model = engine.read_artifact(artifacts.folder("prepare"))

@@ -14,11 +14,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TextIO
 
-from stages import artifacts
+from stages.common import artifacts
+from stages.common.errors import UserError
+from stages.common.passwords import without_passwords
 from stages.config import load_config
-from stages.errors import UserError
-from stages.passwords import without_passwords
-from stages.schema import Config
+from stages.configuration.schema import Config
 
 Body = Callable[[Config], dict[str, Any] | None]
 

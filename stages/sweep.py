@@ -32,16 +32,17 @@ from typing import Any
 
 import yaml
 
-from stages import artifacts, job, track
+from stages import track
+from stages.common import artifacts
+from stages.common.errors import ConfigError, UserError
+from stages.common.units import plural
 from stages.config import CONF, PARAMS, completed, compose, composing, load_config
-from stages.errors import ConfigError, UserError
-from stages.overrides import Combination, combinations, edited
-from stages.report import comparison
-from stages.schema import Config
+from stages.configuration.overrides import Combination, combinations, edited
+from stages.configuration.schema import Config
+from stages.configuration.validation import checked
 from stages.stage import fail, quiet_libraries
-from stages.units import plural
-from stages.validation import checked
-from stages.variants import table, variants
+from stages.sweeps import comparison, job
+from stages.sweeps.results import table, variants
 
 SWEEPS = Path("multirun")
 BASIC = ("hydra._internal.core_plugins.basic_sweeper.BasicSweeper", "hydra._internal.core_plugins.basic_launcher.BasicLauncher")

@@ -29,13 +29,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import quote
 
-from stages import accuracy_budget, artifacts, tuning_outcome
-from stages.errors import UserError
-from stages.passwords import has_password, is_escaped, without_passwords, without_user
-from stages.report import page
-from stages.schema import Config
+from stages.common import artifacts
+from stages.common.errors import UserError
+from stages.common.passwords import has_password, is_escaped, without_passwords, without_user
+from stages.configuration.schema import Config
+from stages.report import accuracy_aware, page, tune
+from stages.report.summary import summary
 from stages.stage import run
-from stages.summary import summary
 
 if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient
@@ -108,7 +108,7 @@ def content_key(config: Config) -> str:
     files = [path for folder in folders for path in folder.rglob("*") if path.is_file()]
     # Not what was measured of it, which is never the same twice.
     files += [path for name in REVERTED if (path := artifacts.folder("accuracy_aware") / name).is_file()]
-    files += [path for name in tuning_outcome.MODEL if (path := artifacts.folder(tuning_outcome.NAME) / name).is_file()]
+    files += [path for name in tune.MODEL if (path := artifacts.folder(tune.NAME) / name).is_file()]
     for path in sorted(files):
         digest.update(f"\n{path.relative_to(artifacts.BUILD).as_posix()} {artifacts.file_sha256(path)}".encode())
     return digest.hexdigest()[:32]
@@ -323,7 +323,7 @@ def _log_run(client: MlflowClient, config: Config, experiment_id: str, key: str,
         for first in range(0, len(parameters), BATCH):
             client.log_batch(run_id, params=parameters[first : first + BATCH])
         client.log_batch(run_id, metrics=[Metric(name, value, end, 0) for name, value in metrics_of(config).items()])
-        found = (*accuracy_budget.steps(), *tuning_outcome.steps())
+        found = (*accuracy_aware.steps(), *tune.steps())
         steps = [Metric(_allowed(name), value, end, step) for name, value, step in found]
         for first in range(0, len(steps), BATCH):
             client.log_batch(run_id, metrics=steps[first : first + BATCH])
@@ -337,7 +337,7 @@ def _log_run(client: MlflowClient, config: Config, experiment_id: str, key: str,
 
 
 def _log_files(client: MlflowClient, run_id: str, config: Config) -> None:
-    from stages import plots
+    from stages.tracking import plots
 
     quantize, correct_bias, evaluate = (artifacts.folder(name) for name in ("quantize", "correct_bias", "evaluate"))
     rows = artifacts.read_json(evaluate / "layers.json")
@@ -346,9 +346,9 @@ def _log_files(client: MlflowClient, run_id: str, config: Config) -> None:
     details = (artifacts.CONFIG, quantize / "quantizers.json", correct_bias / "corrections.json", evaluate / "evaluation.json")
     for path in (page.REPORT, *details):
         client.log_artifact(run_id, str(path))
-    if accuracy_budget.result():
+    if accuracy_aware.result():
         _log_budget(client, run_id)
-    if tuning_outcome.result():
+    if tune.result():
         _log_tuning(client, run_id, config)
     with tempfile.TemporaryDirectory() as folder:
         if noise := artifacts.read_json(artifacts.REPORTS / "noise.json"):
@@ -360,10 +360,10 @@ def _log_files(client: MlflowClient, run_id: str, config: Config) -> None:
         client.log_artifacts(run_id, folder, "plots")
     if config.tracking.log_models:
         sources = {"fp32": artifacts.folder("prepare"), "int8": correct_bias}
-        if accuracy_budget.result():
-            sources[accuracy_budget.NAME] = artifacts.folder(accuracy_budget.NAME)
-        if tuning_outcome.result():
-            sources["tuned"] = artifacts.folder(tuning_outcome.NAME)
+        if accuracy_aware.result():
+            sources[accuracy_aware.NAME] = artifacts.folder(accuracy_aware.NAME)
+        if tune.result():
+            sources["tuned"] = artifacts.folder(tune.NAME)
         for model, source in sources.items():
             for path in (source / "model.xml", source / "model.bin"):
                 client.log_artifact(run_id, str(path), f"models/{model}")
@@ -371,35 +371,35 @@ def _log_files(client: MlflowClient, run_id: str, config: Config) -> None:
 
 def _log_budget(client: MlflowClient, run_id: str) -> None:
     """What keeping the accuracy budget took: the layers that were reverted as a table, and the models that were tried."""
-    from stages import plots
+    from stages.tracking import plots
 
-    found, name = accuracy_budget.result(), accuracy_budget.NAME
+    found, name = accuracy_aware.result(), accuracy_aware.NAME
     for file in ("result.json", "trace.json", "quantizers.json"):
         client.log_artifact(run_id, str(artifacts.folder(name) / file), name)
     if reverted := found["reverted"]:
         client.log_table(run_id, {column: [row[column] for row in reverted] for column in reverted[0]}, "reverted_layers.json")
     metric, judged = next(iter(found["metrics"].items()))
     with tempfile.TemporaryDirectory() as folder:
-        plots.plot_accuracy_budget(accuracy_budget.trace(), metric, Path(folder) / "accuracy_budget.png", share=judged["share"])
+        plots.plot_accuracy_budget(accuracy_aware.trace(), metric, Path(folder) / "accuracy_budget.png", share=judged["share"])
         client.log_artifacts(run_id, folder, "plots")
 
 
 def _log_tuning(client: MlflowClient, run_id: str, config: Config) -> None:
     """The search's files, its table of trials, and its pictures."""
-    from stages import plots
+    from stages.tracking import plots
 
-    tune = artifacts.folder(tuning_outcome.NAME)
+    place = artifacts.folder(tune.NAME)
     for name in ("result.json", "quantizers.json"):
-        client.log_artifact(run_id, str(tune / name), tuning_outcome.NAME)
-    rows = tuning_outcome.table("trials")
+        client.log_artifact(run_id, str(place / name), tune.NAME)
+    rows = tune.table("trials")
     client.log_table(run_id, {column: [row[column] for row in rows] for column in rows[0]}, "trials.json")
     metrics = artifacts.read_json(artifacts.folder("evaluate") / "evaluation.json")["metrics"]
     primary = config.evaluate.primary_metric or next(iter(metrics))
     with tempfile.TemporaryDirectory() as folder:
         target = Path(folder)
-        plots.plot_trade_off(tuning_outcome.table("trade_off"), primary, target / "trade_off.png", share=metrics[primary]["share"])
-        plots.plot_best_so_far(rows, tuning_outcome.table("best_so_far"), target / "best_so_far.png")
-        if importance := tuning_outcome.table("importance"):
+        plots.plot_trade_off(tune.table("trade_off"), primary, target / "trade_off.png", share=metrics[primary]["share"])
+        plots.plot_best_so_far(rows, tune.table("best_so_far"), target / "best_so_far.png")
+        if importance := tune.table("importance"):
             plots.plot_importance(importance, target / "importance.png")
         client.log_artifacts(run_id, folder, "plots")
 
@@ -408,7 +408,7 @@ def _log_trials(client: MlflowClient, experiment_id: str, run_id: str, end: int)
     """Every trial as a run below the result's (tune.child_runs)."""
     from mlflow.entities import Metric, Param, RunStatus
 
-    for row in tuning_outcome.table("trials"):
+    for row in tune.table("trials"):
         tags = {"mlflow.parentRunId": run_id, "mlflow.source.name": "dvc repro"}
         child = client.create_run(experiment_id, start_time=end, run_name=f"trial {row['trial']}", tags=tags).info.run_id
         numbers = {f"trial/{name}": float(value) for name, value in row.items() if isinstance(value, int | float) and name != "trial"}
@@ -456,8 +456,8 @@ def metrics_of(config: Config) -> dict[str, float]:
     details["fp32.size_mb"] = evaluation["size_bytes"]["fp32"] / 1e6
     named = {f"evaluate/{name}": value for name, value in metrics.items()}
     named |= {f"evaluate.details/{name}": value for name, value in details.items()}
-    named |= accuracy_budget.metrics()
-    named |= tuning_outcome.metrics()
+    named |= accuracy_aware.metrics()
+    named |= tune.metrics()
     for name, record in _records().items():
         named |= {f"seconds/{name}": record["seconds"], f"peak_memory_mb/{name}": record["peak_memory_mb"]}
     return {_allowed(name): float(value) for name, value in named.items() if value is not None}

@@ -18,8 +18,8 @@ from pathlib import Path
 
 import yaml
 
-from stages import artifacts
-from stages.errors import UserError
+from stages.common import artifacts
+from stages.common.errors import UserError
 from stages.pot.reading import read_pot
 from stages.pot.translation import Remark, Translation, nested, translate
 from stages.stage import fail

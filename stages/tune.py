@@ -15,17 +15,17 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING, Any
 
-from stages import artifacts
+from stages.common import artifacts
+from stages.common.errors import UserError
 from stages.config import load_config
-from stages.errors import UserError
-from stages.schema import Config
+from stages.configuration.schema import Config
 from stages.stage import fail, run
 
 if TYPE_CHECKING:
-    from stages.quantization.plan import Plan
-    from stages.search.history import History
+    from stages.quantization.placement.plan import Plan
     from stages.search.problem import Problem
-    from stages.search.tuning import Search
+    from stages.search.tuning.history import History
+    from stages.search.tuning.search import Search
 
 NAME = "tune"
 EVAL, WARM_START, FINE_TUNE = "eval", "warm_start", "fine_tune"
@@ -45,8 +45,8 @@ def main(config: Config) -> dict[str, Any]:
         return {"enabled": False}
 
     from stages.search.session import searching
-    from stages.searching import cluster_start
-    from stages.tuning_setup import left_out, make_history, make_search, make_space, starts, tuning_problem
+    from stages.search.setup import cluster_start
+    from stages.search.tuning.setup import left_out, make_history, make_search, make_space, starts, tuning_problem
 
     problem = tuning_problem(config)
     if settings.trials_load_method == EVAL:
@@ -77,7 +77,7 @@ def main(config: Config) -> dict[str, Any]:
 
 
 def _fine_tune_base(config: Config, problem: Problem) -> Plan:
-    from stages.tuning_setup import make_history, settings_key
+    from stages.search.tuning.setup import make_history, settings_key
 
     best = make_history(config, problem, None).base(settings_key(config))
     if best is None:
@@ -105,8 +105,8 @@ def _print(search: Search) -> None:
 
 
 def _write(config: Config, search: Search, history: History) -> None:
-    from stages.searching import write_candidate, write_rows
-    from stages.tuning_report import importance, latency_json, report, result_json, tables
+    from stages.search.setup import write_candidate, write_rows
+    from stages.search.tuning.outcome import importance, latency_json, report, result_json, tables
 
     problem = search.session.problem
     rows, loss = search.confirm()
@@ -131,7 +131,7 @@ def _rebuild(config: Config, problem: Problem, history: History) -> dict[str, An
     import shutil
 
     from stages.search.candidates import Candidate, kept_corrections
-    from stages.searching import base_candidate, write_candidate
+    from stages.search.setup import base_candidate, write_candidate
 
     plan = history.last_plan()
     if plan is None:
@@ -151,7 +151,7 @@ def show_space() -> int:
     """Print the space and return the exit code."""
     try:
         config = load_config()
-        from stages.tuning_setup import left_out, make_space, tuning_problem
+        from stages.search.tuning.setup import left_out, make_space, tuning_problem
 
         print("\n".join([*make_space(config, tuning_problem(config)).describe(), *left_out(config)]))
     except UserError as error:

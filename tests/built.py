@@ -7,8 +7,19 @@ import json
 from pathlib import Path
 from typing import Any
 
+from stages.configuration.schema import (
+    Config,
+    Data,
+    Estimator,
+    Evaluate,
+    Model,
+    Package,
+    Quantization,
+    RangeEstimator,
+    TargetDevice,
+    Tracking,
+)
 from stages.quantization.layer_table import COLUMNS
-from stages.schema import Config, Data, Estimator, Evaluate, Model, Package, Quantization, RangeEstimator, TargetDevice, Tracking
 
 LAYERS = 12
 

@@ -14,14 +14,14 @@ import openvino as ov
 import pytest
 
 from stages import accuracy_aware
+from stages.common.errors import UserError
 from stages.config import load_config
-from stages.errors import UserError
+from stages.configuration.schema import AccuracyAware, BudgetMetric, Cluster, Config
 from stages.runtime.metrics import Accuracy, ReferenceError
-from stages.schema import AccuracyAware, BudgetMetric, Cluster, Config
-from stages.search.budget import Budget, Goal, Parts, divide
-from stages.search.reversion import Reversion, State, Step
-from stages.searching import base_candidate, make_problem
-from stages.starting_points import mixed_candidate
+from stages.search.reversion.budget import Budget, Goal, Parts, divide
+from stages.search.reversion.search import Reversion, State, Step
+from stages.search.reversion.setup import mixed_candidate
+from stages.search.setup import base_candidate, make_problem
 from tests.project import Project, copy_project
 from tests.search.problems import Drawn
 from tests.search.reverting import LAYERS, culprit_model
@@ -254,7 +254,7 @@ def test_held_out_samples_contradict_a_budget_that_was_kept_by_choosing(config: 
     """The search sees the samples that INT8 reads as FP32 does, the rest is held out."""
     rows = base_candidate(config).rows["accuracy"][:, 0]
     same, other = (tuple(int(place) for place in np.flatnonzero(rows == value)) for value in (1.0, 0.0))
-    monkeypatch.setattr("stages.starting_points.divide", lambda *_: Parts(same, other))
+    monkeypatch.setattr("stages.search.reversion.setup.divide", lambda *_: Parts(same, other))
     found = search(config)
     assert found["holds"] and found["confirmed"] is False
     assert found["metrics"]["accuracy"]["held_out"]["drop_low"] > 0.07
@@ -313,7 +313,7 @@ def test_confidence_seed_and_the_samples_reach_the_search(config: Config, monkey
             seen.append(self)
             return super().run(*arguments)
 
-    monkeypatch.setattr("stages.search.reversion.Reversion", Seen)
+    monkeypatch.setattr("stages.search.reversion.search.Reversion", Seen)
     other = dataclasses.replace(config, seed=9, evaluate=dataclasses.replace(config.evaluate, confidence=0.8))
     search(other, maximal_drop=0.9, held_out_ratio=0.4)
     (found,) = seen

@@ -76,7 +76,7 @@ INFER_ALONE = """\
 import numpy as np, openvino as ov
 from stages.runtime import engine, latency
 from stages.runtime.datasets import Samples, model_inputs
-from stages.schema import Engine
+from stages.configuration.schema import Engine
 from tests.test_dynamic_models import network
 
 class Fresh:

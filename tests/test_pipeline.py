@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from stages.artifacts import file_sha256
+from stages.common.artifacts import file_sha256
 from tests.project import Project, copy_project
 
 pytestmark = pytest.mark.slow

@@ -15,11 +15,12 @@ import pytest
 from openvino import opset13 as operations
 from PIL import Image
 
-from stages import prepare, samples
-from stages.errors import UserError
+from stages import prepare
+from stages.common.errors import UserError
+from stages.configuration.schema import Config, Data, Model, Quantization
+from stages.runtime import samples
 from stages.runtime.datasets import Samples, model_inputs
 from stages.runtime.metrics import Metric
-from stages.schema import Config, Data, Model, Quantization
 from tests.project import Outcome, Project
 from tests.runtime import models
 

@@ -14,14 +14,14 @@ from typing import Any, NamedTuple
 import pytest
 import yaml
 
-from stages.schema import Config
+from stages.configuration.schema import Config
 
 ROOT = Path(__file__).resolve().parent.parent
 MODULES = sorted(path.relative_to(ROOT) for path in (ROOT / "stages").rglob("*.py"))
 STAGES: dict[str, Any] = yaml.safe_load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
 HEAVY = {"matplotlib", "mlflow", "numpy", "openvino", "PIL"}
 # From the ground up. What stands directly under stages/ is the roof, but for these that everything may use.
-GROUND = {"stages", "stages.artifacts", "stages.errors", "stages.schema"}
+GROUND = {"stages", "stages.common.artifacts", "stages.common.errors", "stages.configuration.schema"}
 FLOORS = ["stages.runtime", "stages.quantization", "stages.search"]
 # What configures, reports and names things: it does not enter a stage's result but through the configuration itself.
 ROOF = {f"stages.{path.stem}" for path in MODULES if path.parent == Path("stages")}
@@ -151,7 +151,7 @@ def test_dvc_knows_every_key_that_a_stage_reads() -> None:
         helpers = {found.module for found in imports(file(f"stages.{stage}"))} & (ROOF - PLUMBING)
         for module in {f"stages.{stage}", *helpers}:
             for key in sorted(read_keys(file(module))):
-                by_hash = module == "stages.samples" and key.split(".")[0] in ("data", "seed")
+                by_hash = module == "stages.runtime.samples" and key.split(".")[0] in ("data", "seed")
                 by_others = (
                     key == "quantization.stat_subset_size" and "calibration_samples" not in (ROOT / file(f"stages.{stage}")).read_text()
                 )

@@ -10,7 +10,7 @@ import boto3
 import pytest
 from moto.server import ThreadedMotoServer
 
-from stages.artifacts import file_sha256
+from stages.common.artifacts import file_sha256
 from tests.project import Project
 from tests.repository import commit, dvc, git, repository
 

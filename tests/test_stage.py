@@ -18,9 +18,10 @@ from pathlib import Path
 
 import pytest
 
-from stages import artifacts, progress, stage
-from stages.errors import UserError
-from stages.schema import AccuracyAware, Tune
+from stages import stage
+from stages.common import artifacts, progress
+from stages.common.errors import UserError
+from stages.configuration.schema import AccuracyAware, Tune
 from tests import built
 from tests.project import ROOT, Project
 
@@ -271,7 +272,7 @@ class Clock:
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     """Time, under control."""
     ticking = Clock()
-    monkeypatch.setattr("stages.progress.time.monotonic", ticking)
+    monkeypatch.setattr("stages.common.progress.time.monotonic", ticking)
     return ticking
 
 

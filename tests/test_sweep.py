@@ -11,9 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from stages import artifacts, job, promote, translate_pot
-from stages.overrides import Combination, combinations
+from stages import promote, translate_pot
+from stages.common import artifacts
+from stages.configuration.overrides import Combination, combinations
 from stages.sweep import meetings
+from stages.sweeps import job
 from tests.project import Outcome, Project
 from tests.sweeping import PARAMS, WORK, latest, stages_run, sweep, sweep_project
 
@@ -278,7 +280,7 @@ def test_a_full_disk_keeps_params(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     def full(file: int) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("stages.artifacts.os.fsync", full)
+    monkeypatch.setattr("stages.common.artifacts.os.fsync", full)
     assert promote.main(["0"]) == 1
     assert capsys.readouterr().err == "promote: error: disk full while writing params.yaml\n"
     Path("pot.json").write_text('{"model": {"model_name": "net"}, "compression": {"algorithms": [{"name": "DefaultQuantization"}]}}')

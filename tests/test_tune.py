@@ -17,8 +17,8 @@ import openvino as ov
 import pytest
 
 from stages import config, tune
+from stages.common.errors import UserError
 from stages.config import load_config
-from stages.errors import UserError
 from stages.stage import guarded
 from tests.project import Project, copy_project
 from tests.test_evaluate import tiny_model

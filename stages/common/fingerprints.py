@@ -14,7 +14,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from stages import artifacts
+from stages.common import artifacts
 
 KNOWN_HASHES = artifacts.BUILD / ".hashes.json"  # no artifact: it may be removed at any time
 # Of a folder beyond this, names and sizes count instead of contents: reading it would take minutes, each time it is new.

@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from stages.errors import UserError
+from stages.common.errors import UserError
 
 # A string, or what does not belong to the data: comments to the end of the line or between /* and */, and a comma before a bracket.
 _STRING = r'"(?:\\.|[^"\\])*"'

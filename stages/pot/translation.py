@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
-from stages.errors import ConfigError
-from stages.schema import Config
-from stages.validation import LOWER_TYPES, QUANTILE_TYPES, UPPER_TYPES, typed
+from stages.common.errors import ConfigError
+from stages.configuration.schema import Config
+from stages.configuration.validation import LOWER_TYPES, QUANTILE_TYPES, UPPER_TYPES, typed
 
 NEEDLESS = "needless: "  # begins the reason of a key that nobody will miss
 UNKNOWN = "POT has no such key, as far as this project knows"

@@ -12,15 +12,15 @@ from numpy.typing import NDArray
 from openvino import opset13 as op
 from openvino._offline_transformations import compress_quantize_weights_transformation
 
-from stages import schema
-from stages.quantization.biases import Correction
-from stages.quantization.graph import Graph, Node, bias_add, bias_constant_port, constant_value, output_channel_axis, read_graph
-from stages.quantization.plan import Plan, Quantizer, plan_to_json
-from stages.quantization.ranges import range_json
-from stages.quantization.schemes import WEIGHTS
-from stages.quantization.solve import Solved, range_shape, solve
-from stages.quantization.statistics import Statistics
-from stages.quantization.tuned import Tuned
+from stages.configuration import schema
+from stages.configuration.target_device import WEIGHTS
+from stages.quantization.model.graph import Graph, Node, bias_add, bias_constant_port, constant_value, output_channel_axis, read_graph
+from stages.quantization.placement.plan import Plan, Quantizer, plan_to_json
+from stages.quantization.solution.biases import Correction
+from stages.quantization.solution.ranges import range_json
+from stages.quantization.solution.solve import Solved, range_shape, solve
+from stages.quantization.solution.tuned import Tuned
+from stages.quantization.statistics.store import Statistics
 
 UNFOLDED = "DisableConstantFolding_0"
 

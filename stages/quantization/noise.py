@@ -18,13 +18,13 @@ import openvino as ov
 from numpy.typing import NDArray
 from openvino import opset13 as operations
 
+from stages.configuration.target_device import ACTIVATIONS, WEIGHTS
 from stages.quantization.build import build
-from stages.quantization.graph import constant_value, read_graph
-from stages.quantization.plan import Plan
-from stages.quantization.ranges import Range
-from stages.quantization.schemes import ACTIVATIONS, WEIGHTS
-from stages.quantization.solve import dequantized_weights, quantized_constant, range_shape
-from stages.quantization.statistics import Statistics
+from stages.quantization.model.graph import constant_value, read_graph
+from stages.quantization.placement.plan import Plan
+from stages.quantization.solution.ranges import Range
+from stages.quantization.solution.solve import dequantized_weights, quantized_constant, range_shape
+from stages.quantization.statistics.store import Statistics
 
 
 def aligned_model(model: ov.Model, statistics: Statistics, plan: Plan) -> ov.Model:

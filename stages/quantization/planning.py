@@ -11,12 +11,11 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from stages import schema
-from stages.errors import UserError
-from stages.quantization.alignment import alignment_candidates
-from stages.quantization.blocks import ignored_blocks
-from stages.quantization.estimators import resolve_estimator
-from stages.quantization.graph import (
+from stages.common.errors import UserError
+from stages.configuration import schema
+from stages.configuration.target_device import ACTIVATIONS, WEIGHTS, Scheme, Target, choose, common, extend, restrict
+from stages.quantization.model.blocks import ignored_blocks
+from stages.quantization.model.graph import (
     CONVOLUTIONS,
     OPERATIONS_WITH_WEIGHTS,
     Edge,
@@ -28,13 +27,14 @@ from stages.quantization.graph import (
     walk,
     weight_constant,
 )
-from stages.quantization.ignored import ignored_operations
-from stages.quantization.placement import ALREADY_QUANTIZED, FAKE_QUANTIZE, Placement, place, served
-from stages.quantization.plan import Float, NotAligned, Place, Plan, Quantizer, TensorName
-from stages.quantization.points import has_channels
-from stages.quantization.schemes import ACTIVATIONS, WEIGHTS, Scheme, Target, choose, common, extend, restrict
-from stages.quantization.statistics import Statistics
-from stages.quantization.unify import unified_groups
+from stages.quantization.placement.ignored import ignored_operations
+from stages.quantization.placement.placing import ALREADY_QUANTIZED, FAKE_QUANTIZE, Placement, place, served
+from stages.quantization.placement.plan import Float, NotAligned, Place, Plan, Quantizer, TensorName
+from stages.quantization.placement.unify import unified_groups
+from stages.quantization.solution.alignment import alignment_candidates
+from stages.quantization.statistics.estimators import resolve_estimator
+from stages.quantization.statistics.points import has_channels
+from stages.quantization.statistics.store import Statistics
 
 SATURATION_DEVICES = frozenset({"ANY", "CPU"})
 

@@ -13,16 +13,17 @@ from typing import Any
 
 import yaml
 
-from stages import artifacts, targets
-from stages.collected import corrected_by, statistics_collected, tuned_from
+from stages.common import artifacts
+from stages.common.units import amount, difference, metric_value, model_names, number, plural
 from stages.config import completed
-from stages.reasons import Group, by_reason, left_biases, left_float, which
-from stages.report import budget, tuning
-from stages.report.budget import BudgetSection
+from stages.configuration import user_classes
+from stages.configuration.schema import COMPUTED, MISSING, Config
+from stages.report import accuracy_aware_section, tune_section
+from stages.report.accuracy_aware_section import BudgetSection
+from stages.report.calibration import corrected_by, statistics_collected, tuned_from
+from stages.report.left_float import Group, by_reason, left_biases, left_float, which
 from stages.report.tradeoff import Picture, Point, picture
-from stages.report.tuning import Tuning
-from stages.schema import COMPUTED, MISSING, Config
-from stages.units import amount, difference, metric_value, model_names, number, plural
+from stages.report.tune_section import Tuning
 
 STAGES = {
     "config": "checks the configuration",
@@ -179,8 +180,8 @@ def contents(config: Config, key: str) -> Report:
     noise = sorted((row for row in rows if row["sqnr_db"] is not None), key=lambda row: row["sqnr_db"])
     kept = by_reason(left_float(rows))
     confidence = f"{100 * evaluation['confidence']:g} %"
-    kept_budget = budget.section()
-    tuned = tuning.tuning(evaluation["precisions"]["default"])
+    kept_budget = accuracy_aware_section.section()
+    tuned = tune_section.tuning(evaluation["precisions"]["default"])
     return Report(
         model=config.model.name,
         data=config.data.name,
@@ -227,7 +228,7 @@ def contents(config: Config, key: str) -> Report:
 
 def _searched_names(kept_budget: BudgetSection | None, tuned: Tuning | None) -> list[str]:
     """The columns of the models that searches found."""
-    return [*([kept_budget.column] if kept_budget else []), *([tuning.NAME] if tuned else [])]
+    return [*([kept_budget.column] if kept_budget else []), *([tune_section.NAME] if tuned else [])]
 
 
 def _deployable(kept_budget: BudgetSection | None, tuned: Tuning | None) -> Path:
@@ -316,7 +317,7 @@ def _results(config: Config, evaluation: Mapping[str, Any], speed: Mapping[str, 
     default, size = evaluation["precisions"]["default"], evaluation["size_bytes"]
     models = list(model_names(evaluation["precisions"]))
     confidence = f"{100 * evaluation['confidence']:g} %"
-    searched = [found for found in (budget.cells(evaluation), tuning.cells(evaluation)) if found]
+    searched = [found for found in (accuracy_aware_section.cells(evaluation), tune_section.cells(evaluation)) if found]
 
     def row(name: str, meaning: str, cells: Sequence[str], remark: str) -> Row:
         return Row(name, meaning, (*cells, *(found.get(name, "–") for found in searched)), remark)
@@ -327,7 +328,7 @@ def _results(config: Config, evaluation: Mapping[str, Any], speed: Mapping[str, 
             low, high = (difference(metric, metric[side]) for side in ("drop_low", "drop_high"))
             remark += f", {confidence} interval {low} to {high}"
         direction = "" if metric["higher_is_better"] else "Lower is better. "
-        meaning = direction + targets.meaning(config.metric.get(name, {}).get("_target_"))
+        meaning = direction + user_classes.meaning(config.metric.get(name, {}).get("_target_"))
         yield row(name, meaning, [metric_value(metric, metric[model]) for model in models], remark)
     if speed:
         times, rates = speed["latency_ms"], speed["throughput"]
@@ -366,8 +367,8 @@ def _picture(config: Config, evaluation: Mapping[str, Any], speed: Mapping[str, 
         text = f"{metric_value(metric, value)}, {number(time['median'])} ms"
         points.append(Point(label, model, time["median"], factor * value, text, (time["low"], time["high"]), interval))
     default_ms = speed["latency_ms"]["default"]["median"]
-    points += budget.points(name, metric, default_ms)
-    named, trials = tuning.points(metric, default_ms)
+    points += accuracy_aware_section.points(name, metric, default_ms)
+    named, trials = tune_section.points(metric, default_ms)
     points += [point for point in named if point.kind not in {known.kind for known in points}]
     return picture(points, trials, name, "%" if metric["share"] else "", higher_is_better=metric["higher_is_better"])
 
@@ -531,7 +532,7 @@ def _identities(
         if kept_budget:
             yield f"{kept_budget.column} model.{suffix}, SHA-256", artifacts.file_sha256(kept_budget.model.with_suffix(f".{suffix}"))
         if tuned:
-            yield f"{tuning.NAME} model.{suffix}, SHA-256", artifacts.file_sha256(tuned.model.with_suffix(f".{suffix}"))
+            yield f"{tune_section.NAME} model.{suffix}, SHA-256", artifacts.file_sha256(tuned.model.with_suffix(f".{suffix}"))
 
 
 def _versions(evaluation: Mapping[str, Any]) -> Iterator[tuple[str, str]]:

@@ -8,18 +8,15 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from stages import artifacts
-from stages.schema import Config
+from stages.common import artifacts
+from stages.configuration.schema import Config
 
 if TYPE_CHECKING:
     from jinja2 import Environment
 
 REPORT = artifacts.BUILD / "report.html"
 HERE = Path(__file__).parent
-OWN = (
-    *sorted(HERE.glob("*.*")),
-    *(HERE.parent / f"{name}.py" for name in ("accuracy_budget", "reasons", "tuning_outcome", "units")),
-)  # what writes the report
+OWN = (*sorted(HERE.glob("*.*")), HERE.parent / "common" / "units.py")  # what writes the report
 HEAD = 400  # characters at the beginning of the page that hold its fingerprint
 
 
@@ -48,11 +45,12 @@ def rendered(config: Config, key: str, fingerprint: str = "") -> str:
     return environment().get_template("page.html").render(report=contents(config, key), fingerprint=fingerprint)
 
 
-def environment() -> Environment:
-    """Jinja, set up for the templates beside this file."""
+def environment(*folders: Path) -> Environment:
+    """Jinja, set up for the templates beside this file, and those in other folders."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-    return Environment(loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    loader = FileSystemLoader([HERE, *folders])
+    return Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
 
 
 def _fingerprint(key: str) -> str:

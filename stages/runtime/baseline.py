@@ -15,11 +15,11 @@ import numpy as np
 import openvino as ov
 from numpy.typing import NDArray
 
-from stages import artifacts
+from stages.common import artifacts
+from stages.configuration.schema import Config
 from stages.runtime.datasets import Sample
 from stages.runtime.engine import core, evaluate_metrics
 from stages.runtime.metrics import Metric
-from stages.schema import Config
 
 FOLDER = artifacts.BUILD / ".baseline"  # no artifact: DVC knows nothing of it, and it may be removed at any time
 CANDIDATE = "int8"

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from stages.errors import UserError
+from stages.common.errors import UserError
 from stages.runtime.datasets import ImageFolder, Sample, fitted
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import openvino as ov
 
-from stages.errors import UserError
+from stages.common.errors import UserError
 
 CHARACTERS = ["framework", "character"]  # where OpenVINO keeps the list that PaddleOCR stores in its models' metadata
 

@@ -25,7 +25,7 @@ import numpy as np
 import openvino as ov
 from PIL import Image, UnidentifiedImageError
 
-from stages.errors import UserError
+from stages.common.errors import UserError
 
 IMAGE_EXTENSIONS = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
 

@@ -14,7 +14,7 @@ import numpy as np
 import openvino as ov
 from numpy.typing import NDArray
 
-from stages.errors import UserError
+from stages.common.errors import UserError
 from stages.runtime.metrics import Metric, find_output
 
 COCO_IOU = tuple(round(0.5 + 0.05 * step, 2) for step in range(10))

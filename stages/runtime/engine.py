@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 import openvino as ov
 
-from stages.errors import UserError
+from stages.common.errors import UserError
+from stages.configuration.schema import Engine
 from stages.runtime.datasets import Sample
 from stages.runtime.metrics import Metric
 from stages.runtime.requests import Requests
-from stages.schema import Engine
 
 ZERO_POINTS_IN_F32 = (
     "INT8 runs in f32: its weights have zero points, which OpenVINO's CPU sometimes computes wrongly in bf16;"

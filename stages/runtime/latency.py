@@ -15,9 +15,9 @@ import numpy as np
 import openvino as ov
 from numpy.typing import NDArray
 
+from stages.configuration.schema import Engine
 from stages.runtime.engine import compile, int8_precision
 from stages.runtime.requests import Inputs, Requests, infer_once
-from stages.schema import Engine
 
 BLOCK_SECONDS = 0.02
 LONGEST_BLOCK = 100

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import openvino as ov
 
-from stages.errors import UserError
+from stages.common.errors import UserError
 from stages.runtime.ctc import CtcDecoder, edit_distance
 
 

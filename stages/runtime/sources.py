@@ -17,11 +17,11 @@ import openvino as ov
 from openvino import passes
 from openvino.frontend import FrontEndManager
 
-from stages import artifacts
-from stages.errors import UserError
+from stages.common import artifacts
+from stages.common.errors import UserError
+from stages.common.model_files import FRAMEWORKS, WEIGHTS, files_of
+from stages.configuration.schema import Model
 from stages.runtime.engine import core, last_line
-from stages.runtime.model_files import FRAMEWORKS, WEIGHTS, files_of
-from stages.schema import Model
 
 FETCHED = artifacts.BUILD / ".models"  # no artifact: DVC knows nothing of it, and it may be removed at any time
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
-from stages.errors import UserError
+from stages.common.errors import UserError
 from stages.runtime.datasets import Sample
 
 HEIGHT, WIDTH = 48, 320  # input of the PP-OCR recognisers

@@ -9,10 +9,10 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from typing import Any
 
-from stages import schema
-from stages.quantization.biases import Correction
-from stages.quantization.plan import Float, Plan, plan_to_json
-from stages.quantization.schemes import WEIGHTS
+from stages.configuration import schema
+from stages.configuration.target_device import WEIGHTS
+from stages.quantization.placement.plan import Float, Plan, plan_to_json
+from stages.quantization.solution.biases import Correction
 
 
 @dataclass(frozen=True)

@@ -15,11 +15,11 @@ import numpy as np
 import openvino as ov
 from numpy.typing import NDArray
 
-from stages.errors import UserError
-from stages.quantization.accurate_bias import accurate_corrections
-from stages.quantization.biases import Correction
+from stages.common.errors import UserError
 from stages.quantization.build import build, compress_weights
-from stages.quantization.solve import Solved
+from stages.quantization.refinement.accurate_bias import accurate_corrections
+from stages.quantization.solution.biases import Correction
+from stages.quantization.solution.solve import Solved
 from stages.runtime import engine, latency
 from stages.search.candidates import Candidate, candidate_key, digest
 from stages.search.problem import Problem, code_key

@@ -10,8 +10,8 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from typing import Any
 
-from stages import schema
-from stages.errors import UserError
+from stages.common.errors import UserError
+from stages.configuration import schema
 from stages.search.evaluator import Outcome, Task, evaluate
 from stages.search.problem import Problem
 

@@ -18,8 +18,8 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from stages import artifacts
-from stages.errors import UserError
+from stages.common import artifacts
+from stages.common.errors import UserError
 from stages.runtime.latency import Spread
 from stages.search.evaluator import Outcome
 

@@ -14,15 +14,19 @@ import numpy as np
 import openvino as ov
 from numpy.typing import NDArray
 
-from stages import schema
-from stages.quantization.statistics import Statistics
-from stages.quantization.tuned import Tuned
+from stages.configuration import schema
+from stages.quantization.solution.tuned import Tuned
+from stages.quantization.statistics.store import Statistics
 from stages.runtime import engine
 from stages.runtime.datasets import Sample, Samples
 from stages.runtime.metrics import Metric
 
 MEMORY = 2_000_000_000  # bytes of samples, and of FP32 outputs, that a process keeps; what is beyond is made again each time
-CODE = ("quantization", "runtime", *(f"search/{name}.py" for name in ("problem", "candidates", "evaluator", "early", "objective")))
+CODE = (
+    "quantization",
+    "runtime",
+    *(f"search/{name}.py" for name in ("problem", "candidates", "evaluator", "tuning/early", "tuning/objective")),
+)
 
 
 @cache
@@ -32,7 +36,7 @@ def code_key() -> str:
     digest = hashlib.sha256()
     for name in CODE:
         path = root / name
-        for file in sorted(path.glob("*.py")) if path.is_dir() else [path]:
+        for file in sorted(path.rglob("*.py")) if path.is_dir() else [path]:
             digest.update(f"{file.relative_to(root).as_posix()}\n".encode())
             digest.update(file.read_bytes())
     return digest.hexdigest()[:32]

@@ -11,7 +11,7 @@ from concurrent.futures import Future, as_completed
 from contextlib import contextmanager
 from dataclasses import replace
 
-from stages import schema
+from stages.configuration import schema
 from stages.search.evaluator import Outcome, Task, all_positions, evaluate, task_key
 from stages.search.executors import Start, Submit, executing
 from stages.search.journal import Journal

@@ -31,25 +31,25 @@ import yaml
 from openvino import opset13 as op
 from PIL import Image
 
-from stages import schema
-from stages.quantization.collection import collect
-from stages.quantization.graph import read_graph
+from stages.configuration import schema
+from stages.configuration.target_device import read_target
+from stages.quantization.model.graph import read_graph
 from stages.quantization.planning import make_plan
-from stages.quantization.points import statistics_points
-from stages.quantization.schemes import read_target
+from stages.quantization.statistics.collection import collect
+from stages.quantization.statistics.points import statistics_points
 from stages.runtime import engine
 from stages.runtime.datasets import Sample, Samples, model_inputs
 from stages.runtime.latency import latency, speed_up
 from stages.runtime.metrics import Accuracy, ExactMatch, Metric
 from stages.runtime.sources import locate, read
 from stages.runtime.text_lines import TextLines
-from stages.search.budget import Budget, divide, drop_interval, make_goal
 from stages.search.candidates import Candidate
 from stages.search.evaluator import Rows, build_candidate
 from stages.search.journal import Journal
 from stages.search.problem import Problem
-from stages.search.reversion import Reversion
-from stages.search.reversion_blocks import multiplications
+from stages.search.reversion.blocks import multiplications
+from stages.search.reversion.budget import Budget, divide, drop_interval, make_goal
+from stages.search.reversion.search import Reversion
 from stages.search.session import Session
 
 ROOT = Path(__file__).parents[2]

@@ -23,13 +23,13 @@ import numpy as np
 import openvino as ov
 import yaml
 
-from stages import schema
+from stages.configuration import schema
+from stages.configuration.target_device import read_target
 from stages.quantization.build import build
-from stages.quantization.collection import collect
-from stages.quantization.graph import read_graph
+from stages.quantization.model.graph import read_graph
 from stages.quantization.planning import make_plan
-from stages.quantization.points import statistics_points
-from stages.quantization.schemes import read_target
+from stages.quantization.statistics.collection import collect
+from stages.quantization.statistics.points import statistics_points
 from stages.runtime import engine
 from stages.runtime.datasets import Sample, checked, model_inputs
 from stages.runtime.sources import locate, read

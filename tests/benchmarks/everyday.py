@@ -26,7 +26,7 @@ import numpy as np
 import openvino as ov
 from PIL import Image
 
-from stages import artifacts
+from stages.common import artifacts
 from tests.benchmarks.networks import resnet50
 from tests.project import Outcome, Project, copy_project
 from tests.sweeping import latest, sweep

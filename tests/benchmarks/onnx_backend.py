@@ -34,17 +34,17 @@ import numpy as np
 import openvino as ov
 import yaml
 
-from stages import schema
-from stages.errors import UserError
-from stages.progress import progress
+from stages.common.errors import UserError
+from stages.common.progress import progress
+from stages.configuration import schema
+from stages.configuration.target_device import read_target
 from stages.quantization.build import build, save_model
-from stages.quantization.collection import collect
-from stages.quantization.graph import read_graph
-from stages.quantization.plan import plan_from_json, plan_to_json
+from stages.quantization.model.graph import read_graph
+from stages.quantization.placement.plan import plan_from_json, plan_to_json
 from stages.quantization.planning import make_plan, require_something_to_quantize
-from stages.quantization.points import statistics_points
-from stages.quantization.schemes import read_target
-from stages.quantization.statistics import load, save
+from stages.quantization.statistics.collection import collect
+from stages.quantization.statistics.points import statistics_points
+from stages.quantization.statistics.store import load, save
 from stages.runtime import engine
 from stages.runtime.datasets import Sample, checked, model_inputs
 from stages.runtime.sources import locate, read

@@ -25,17 +25,17 @@ from typing import Any
 
 import numpy as np
 
-from stages import schema
+from stages.common.units import ratio
 from stages.config import load_config
+from stages.configuration import schema
 from stages.runtime.latency import speed_up
-from stages.search import tpe
 from stages.search.evaluator import build_candidate, time_models
 from stages.search.problem import Problem
 from stages.search.session import Session, searching
-from stages.search.tuning import COMPARED, Search, Trial
-from stages.tuning_report import best_so_far
-from stages.tuning_setup import make_search, make_space, starts, tuning_problem
-from stages.units import ratio
+from stages.search.tuning import tpe
+from stages.search.tuning.outcome import best_so_far
+from stages.search.tuning.search import COMPARED, Search, Trial
+from stages.search.tuning.setup import make_search, make_space, starts, tuning_problem
 
 SHOWN = 5  # a line of the curves for so many trials
 

@@ -59,7 +59,7 @@ def test_what_is_known_is_not_read_again(folder: Path, monkeypatch: pytest.Monke
         read.append(path)
         return "0"
 
-    monkeypatch.setattr("stages.artifacts.file_sha256", file_sha256)
+    monkeypatch.setattr("stages.common.artifacts.file_sha256", file_sha256)
     with Fingerprints() as prints:
         assert prints.of(folder / "a") != before
         prints.of(folder)

@@ -10,15 +10,15 @@ import numpy as np
 import openvino as ov
 from openvino import opset13 as op
 
-from stages import schema
+from stages.configuration import schema
 from stages.quantization.build import build, compress_weights
-from stages.quantization.collection import collect
-from stages.quantization.graph import Graph, read_graph
-from stages.quantization.plan import Plan, Quantizer
+from stages.quantization.model.graph import Graph, read_graph
+from stages.quantization.placement.plan import Plan, Quantizer
 from stages.quantization.planning import make_plan
-from stages.quantization.points import statistics_points
-from stages.quantization.solve import Solved
-from stages.quantization.statistics import Statistics
+from stages.quantization.solution.solve import Solved
+from stages.quantization.statistics.collection import collect
+from stages.quantization.statistics.points import statistics_points
+from stages.quantization.statistics.store import Statistics
 from tests.quantization.reference_runs import core, target
 
 

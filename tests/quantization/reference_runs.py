@@ -13,17 +13,17 @@ import numpy as np
 import openvino as ov
 import yaml
 
-from stages import schema
-from stages.quantization import statistics as stored
+from stages.configuration import schema
+from stages.configuration.target_device import Target, read_target
 from stages.quantization.build import build
-from stages.quantization.collection import collect
-from stages.quantization.graph import Graph, bias_add, bias_constant_port, constant_value, read_graph
-from stages.quantization.plan import Plan, Quantizer, TensorName
+from stages.quantization.model.graph import Graph, bias_add, bias_constant_port, constant_value, read_graph
+from stages.quantization.model.weights import bias_values
+from stages.quantization.placement.plan import Plan, Quantizer, TensorName
 from stages.quantization.planning import make_plan
-from stages.quantization.points import statistics_points
-from stages.quantization.schemes import Target, read_target
-from stages.quantization.solve import Solved
-from stages.quantization.weights import bias_values
+from stages.quantization.solution.solve import Solved
+from stages.quantization.statistics import store as stored
+from stages.quantization.statistics.collection import collect
+from stages.quantization.statistics.points import statistics_points
 
 FOLDER = Path(__file__).parent / "reference"
 CONF = Path(__file__).parents[2] / "conf"

@@ -19,12 +19,12 @@ import numpy as np
 import openvino as ov
 from openvino import opset13 as op
 
-from stages import schema
-from stages.quantization.collection import collect
-from stages.quantization.graph import read_graph
-from stages.quantization.passes import BUDGET
-from stages.quantization.points import statistics_points
-from stages.quantization.statistics import save
+from stages.configuration import schema
+from stages.quantization.model.graph import read_graph
+from stages.quantization.statistics.collection import collect
+from stages.quantization.statistics.passes import BUDGET
+from stages.quantization.statistics.points import statistics_points
+from stages.quantization.statistics.store import save
 from stages.runtime import engine
 from stages.runtime.datasets import Sample
 from tests.quantization.reference_runs import target

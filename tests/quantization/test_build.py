@@ -12,10 +12,10 @@ import openvino as ov
 import pytest
 from openvino import opset13 as op
 
-from stages import schema
+from stages.configuration import schema
 from stages.quantization.build import build, compress_weights, corrections_json, quantizers_json, save_model
-from stages.quantization.plan import Plan
-from stages.quantization.statistics import Statistics
+from stages.quantization.placement.plan import Plan
+from stages.quantization.statistics.store import Statistics
 from tests.quantization.quantizing import (
     Quantized,
     close,

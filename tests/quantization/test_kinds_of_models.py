@@ -8,8 +8,8 @@ import pytest
 from openvino import opset1
 from openvino import opset13 as op
 
-from stages import schema
-from stages.errors import UserError
+from stages.common.errors import UserError
+from stages.configuration import schema
 from stages.quantization.planning import require_something_to_quantize
 from tests.quantization.quantizing import close, compressed, infer, plan_of, quantized, same, types
 from tests.quantization.small import constant, convolution, images, matmul, model, named, parameter, random

@@ -12,14 +12,14 @@ import pytest
 import yaml
 from openvino import opset13 as operations
 
-from stages import schema
-from stages.quantization.collection import collect
-from stages.quantization.graph import read_graph
+from stages.configuration import schema
+from stages.configuration.target_device import ACTIVATIONS, WEIGHTS, Scheme, read_target
+from stages.quantization.model.graph import read_graph
 from stages.quantization.noise import ActivationNoise, aligned_model, decibels, ranges_from_json, weight_noise
-from stages.quantization.plan import Border, Estimator, Place, Plan, Quantizer, TensorName
-from stages.quantization.points import statistics_points
-from stages.quantization.ranges import Range
-from stages.quantization.schemes import ACTIVATIONS, WEIGHTS, Scheme, read_target
+from stages.quantization.placement.plan import Border, Estimator, Place, Plan, Quantizer, TensorName
+from stages.quantization.solution.ranges import Range
+from stages.quantization.statistics.collection import collect
+from stages.quantization.statistics.points import statistics_points
 
 ROOT = Path(__file__).resolve().parents[2]
 F32 = {"INFERENCE_PRECISION_HINT": "f32"}

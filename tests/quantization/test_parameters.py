@@ -12,9 +12,9 @@ import openvino as ov
 import pytest
 from openvino import opset13 as op
 
-from stages import schema
-from stages.quantization.biases import threshold
-from stages.quantization.ranges import Range
+from stages.configuration import schema
+from stages.quantization.solution.biases import threshold
+from stages.quantization.solution.ranges import Range
 from tests.quantization.quantizing import Quantized, nodes, quantized, tensor
 from tests.quantization.small import constant, convolution, images, matmul, model, named, parameter, random
 

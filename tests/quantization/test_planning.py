@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given, settings
 from openvino import opset13 as op
 
-from stages import schema
-from stages.errors import ConfigError, UserError
-from stages.quantization.plan import Plan, TensorName, plan_from_json, plan_to_json
+from stages.common.errors import ConfigError, UserError
+from stages.configuration import schema
+from stages.quantization.placement.plan import Plan, TensorName, plan_from_json, plan_to_json
 from stages.quantization.planning import require_something_to_quantize
 from tests.quantization.quantizing import plan_of
 from tests.quantization.random_models import models

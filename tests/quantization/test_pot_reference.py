@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from stages.quantization.points import mean_is_linear
+from stages.quantization.statistics.points import mean_is_linear
 from tests.quantization.reference_runs import FOLDER, Run, algorithm, run, statistics
 
 ALL = sorted(path.stem for path in FOLDER.glob("*.json"))

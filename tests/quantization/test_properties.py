@@ -11,11 +11,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from stages import schema
+from stages.configuration import schema
+from stages.configuration.target_device import ACTIVATIONS
 from stages.quantization.build import build, save_model
-from stages.quantization.graph import read_graph
-from stages.quantization.plan import plan_from_json
-from stages.quantization.schemes import ACTIVATIONS
+from stages.quantization.model.graph import read_graph
+from stages.quantization.placement.plan import plan_from_json
 from tests.quantization.quantizing import Quantized, infer, plan_of, quantized, statistics_of
 from tests.quantization.random_models import SHAPE, models
 from tests.quantization.reference_runs import core

@@ -9,7 +9,7 @@ import openvino as ov
 import pytest
 from openvino import opset13 as op
 
-from stages import schema
+from stages.configuration import schema
 from tests.quantization.quantizing import Quantized, compressed, infer, plan_of, quantized
 from tests.quantization.small import constant, matmul, model, named, parameter, random
 

@@ -7,9 +7,9 @@ import openvino as ov
 import pytest
 from openvino import opset13 as op
 
-from stages import schema
+from stages.configuration import schema
 from stages.quantization.build import build
-from stages.quantization.graph import read_graph
+from stages.quantization.model.graph import read_graph
 from stages.quantization.planning import make_plan
 from tests.quantization.quantizing import infer, plan_of, quantized, statistics_of
 from tests.quantization.reference_runs import target

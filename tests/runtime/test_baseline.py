@@ -13,10 +13,10 @@ import openvino as ov
 import pytest
 from openvino import opset13 as operations
 
+from stages.configuration.schema import Config, Data, Engine, Model
 from stages.runtime import baseline
 from stages.runtime.datasets import Sample
 from stages.runtime.metrics import Metric, ReferenceError
-from stages.schema import Config, Data, Engine, Model
 
 
 class Offset(Metric):

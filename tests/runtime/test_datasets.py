@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from stages.errors import UserError
+from stages.common.errors import UserError
 from stages.runtime.datasets import Arrays, Dataset, Identity, ImageFolder, ModelInput, Sample, Samples, checked, identity, model_inputs
 from tests.runtime import models
 

@@ -14,7 +14,7 @@ from openvino import opset13 as op
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from stages.errors import UserError
+from stages.common.errors import UserError
 from stages.runtime.detection import MeanAveragePrecision
 
 OBJECTS: dict[str, Any] = {"boxes": [[10, 10, 50, 40], [60, 60, 100, 100]], "classes": [0, 0]}

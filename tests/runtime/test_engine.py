@@ -11,12 +11,12 @@ import openvino as ov
 import pytest
 from openvino import opset13 as operations
 
-from stages.errors import UserError
+from stages.common.errors import UserError
+from stages.configuration.schema import Engine
 from stages.quantization.build import compress_weights
 from stages.runtime import engine
 from stages.runtime.datasets import Sample, Samples, model_inputs
 from stages.runtime.metrics import Accuracy, Metric, ReferenceError
-from stages.schema import Engine
 from tests.runtime import models
 
 

@@ -11,8 +11,8 @@ import openvino as ov
 import pytest
 from openvino import opset13 as operations
 
+from stages.configuration.schema import Engine
 from stages.runtime.latency import benchmark, interleave, latency, node_times, precision_of, settled, speed_up, spread, throughput
-from stages.schema import Engine
 
 
 def convolutions(count: int, channels: int = 64) -> ov.Model:

@@ -11,7 +11,7 @@ import openvino as ov
 import pytest
 from openvino import opset13 as operations
 
-from stages.errors import UserError
+from stages.common.errors import UserError
 from stages.runtime.ctc import CtcDecoder, edit_distance
 from stages.runtime.metrics import Accuracy, CharacterAccuracy, ExactMatch, MeanIoU, Metric, OutputMetric, ReferenceError, find_output
 from tests.runtime import models

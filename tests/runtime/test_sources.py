@@ -14,9 +14,9 @@ import numpy as np
 import openvino as ov
 import pytest
 
-from stages.errors import UserError
+from stages.common.errors import UserError
+from stages.configuration.schema import Model, Package
 from stages.runtime import sources
-from stages.schema import Model, Package
 from tests.runtime import models
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -115,7 +115,7 @@ import sys
 import openvino as ov
 from openvino import opset13 as operations
 from stages.runtime import sources
-from stages.schema import Model
+from stages.configuration.schema import Model
 node = operations.parameter([1])
 for _ in range(int(sys.argv[1])):
     node = operations.relu(node)

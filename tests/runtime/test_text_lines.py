@@ -11,12 +11,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from stages.errors import UserError
+from stages.common.errors import UserError
+from stages.configuration.schema import Engine, Model, Package
 from stages.runtime import engine, sources
 from stages.runtime.datasets import Samples, model_inputs
 from stages.runtime.metrics import ExactMatch
 from stages.runtime.text_lines import TextLines
-from stages.schema import Engine, Model, Package
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -10,9 +10,9 @@ import numpy as np
 import openvino as ov
 from openvino import opset13 as op
 
-from stages import schema
-from stages.quantization.graph import read_graph
-from stages.quantization.plan import Plan
+from stages.configuration import schema
+from stages.quantization.model.graph import read_graph
+from stages.quantization.placement.plan import Plan
 from stages.quantization.planning import make_plan
 from stages.runtime import engine
 from stages.runtime.datasets import ModelInput, Samples

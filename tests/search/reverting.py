@@ -14,16 +14,16 @@ import numpy as np
 import openvino as ov
 from openvino import opset13 as op
 
-from stages import schema
+from stages.configuration import schema
 from stages.runtime import engine
 from stages.runtime.datasets import ModelInput, Samples
 from stages.runtime.metrics import Accuracy, Metric, ReferenceError
-from stages.search.budget import Budget, make_goal
 from stages.search.candidates import Candidate
 from stages.search.evaluator import Task, evaluate
 from stages.search.journal import Journal
 from stages.search.problem import Problem
-from stages.search.reversion import Reversion, State
+from stages.search.reversion.budget import Budget, make_goal
+from stages.search.reversion.search import Reversion, State
 from stages.search.session import Session
 from tests.quantization.small import constant, convolution, named, parameter, random
 from tests.search.problems import CLASSES, Drawn, make_problem, small_candidate

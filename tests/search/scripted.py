@@ -8,11 +8,11 @@ from typing import Any, cast
 
 import numpy as np
 
-from stages import schema
+from stages.configuration import schema
 from stages.search.candidates import Candidate, candidate_key
 from stages.search.evaluator import Outcome, Task, all_positions, task_key
 from stages.search.problem import Problem
-from stages.search.reversion import Reversion
+from stages.search.reversion.search import Reversion
 from stages.search.session import Session
 from tests.search.problems import small_candidate
 from tests.search.reverting import Searched, budget_of, culprit_problem

@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from stages import schema
-from stages.errors import UserError
+from stages.common.errors import UserError
+from stages.configuration import schema
 from stages.quantization.build import build, save_model
 from stages.runtime import engine
 from stages.search import evaluator

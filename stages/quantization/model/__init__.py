@@ -1,0 +1,1 @@
+"""The model as quantization sees it: its graph, its patterns and blocks, its weights."""

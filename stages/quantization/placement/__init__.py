@@ -1,0 +1,1 @@
+"""Where quantizers go, and the plan that says so."""

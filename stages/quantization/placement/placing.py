@@ -1,0 +1,396 @@
+"""Where FakeQuantize nodes go: insertion before quantizable operations, then movement up, merging and removal.
+
+Works on a private copy of the graph view with FakeQuantize nodes in it (pot_behaviour.md sections 2.5 and 2.6).
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+import openvino as ov
+
+from stages.configuration.target_device import ACTIVATIONS, WEIGHTS, Target
+from stages.quantization.model.graph import OPERATIONS_WITH_WEIGHTS, Edge, Graph, Node, Port, operation_kind, walk, weight_constant
+
+FAKE_QUANTIZE = "FakeQuantize"
+ALREADY_QUANTIZED = "already quantized in the model"
+
+# Operations that a quantizer jumps over by moving to their first input, to all inputs, or to all non-constant inputs.
+JUMP_FIRST_INPUT = frozenset(
+    {"ReduceMax", "MaxPool", "Reshape", "Squeeze", "Unsqueeze", "Split", "VariadicSplit", "Tile", "Transpose", "StridedSlice"}
+    | {"ShuffleChannels", "Broadcast", "Minimum", "Maximum", "DepthToSpace", "Gather"}
+)
+JUMP_ALL_INPUTS = frozenset({"Concat"})
+JUMP_MOVING_INPUTS = frozenset({"Pad", "ConvertLike"})
+JUMPABLE = JUMP_FIRST_INPUT | JUMP_ALL_INPUTS | JUMP_MOVING_INPUTS
+# What may lie between a branching operation and its quantizers without forbidding a quantizer above the branch.
+HARMLESS = JUMPABLE | {"Interpolate", "Result", "AvgPool", "ReduceMean", FAKE_QUANTIZE}
+
+FIRST_PORT_ONLY = frozenset({"Interpolate", "Power", "ReduceMean", "NormalizeL2", "MVN"})
+RECURRENT_PORTS = {"LSTMSequence": (0, 1, 4, 5), "GRUSequence": (0, 1, 3, 4)}
+# In INT8, OpenVINO 2026.4's CPU plugin keeps the state between steps on the levels of the cell's input: behind a ReLU a
+# negative state becomes zero, and elsewhere errors are several times those of the levels. Nor is the LSTM faster than in
+# f32; the GRU is.
+CPU_RULES = frozenset({"ANY", "CPU", "CPU_SPR"})
+TWO_OPERANDS = frozenset({"Convolution", "GroupConvolution", "ConvolutionBackpropData", "MatMul"})
+
+
+@dataclass
+class Placement:
+    """The graph with FakeQuantize nodes, and why other inputs have none."""
+
+    graph: Graph
+    quantizers: list[Node]
+    floats: list[tuple[Node, int | None, str]]  # node, port (None: the whole operation), reason
+    requested: list[Edge]  # inputs of operations before which a quantizer was first put
+
+
+def place(graph: Graph, target: Target, skipped: dict[Node, str], ignored: dict[Node, str], pot_compatible: bool = False) -> Placement:
+    """Put FakeQuantize nodes into a copy of `graph`.
+
+    Args:
+        graph: Stays as it is.
+        target: What the device can run.
+        skipped: Nodes of ignored blocks with the reason; they get no quantizer and none moves up through them.
+        ignored: Nodes that the user (or the model type) excludes; they get no quantizer, but others may move through them.
+        pot_compatible: Also quantize what POT does and gains nothing or goes wrong: element-wise operations with a single number (on
+            quantized data they are merged into the scale, on other data the quantizer is one operation more) or with values computed
+            from shapes (OpenVINO 2026.4's CPU then computes garbage), and recurrent cells.
+    """
+    original = graph.nodes
+    graph = graph.copy()
+    twin = dict(zip(original, graph.nodes, strict=True))
+    skipped, ignored = ({twin[node]: why for node, why in entries.items()} for entries in (skipped, ignored))
+    work = _Work(graph, target, skipped, ignored, pot_compatible)
+    work.insert_all()
+    work.move_up()
+    work.merge_siblings()
+    if target.rules == "CPU_SPR":
+        work.leave_residuals()
+    return Placement(graph, work.quantizers(), work.floats, work.requested)
+
+
+def is_scale_shift(node: Node) -> bool:
+    """A Multiply with a constant whose consumer adds a constant: a batch normalisation of its own."""
+    if node.type != "Multiply" or not node.inputs[1].node.constant:
+        return False
+    first = next(node.all_consumers(), None)
+    return first is not None and first.node.type == "Add" and first.node.inputs[1].node.constant
+
+
+class _Work:
+    def __init__(self, graph: Graph, target: Target, skipped: dict[Node, str], ignored: dict[Node, str], pot_compatible: bool) -> None:
+        self.graph = graph
+        self.target = target
+        self.skipped = skipped
+        self.ignored = self._with_consumers_of_agnostic(ignored)
+        self.pot_compatible = pot_compatible
+        self.floats: list[tuple[Node, int | None, str]] = []
+        self.requested: list[Edge] = []
+        self.inserted: list[Node] = []
+
+    def agnostic(self, node: Node) -> bool:
+        return node.type in self.target.pass_through
+
+    def quantizers(self) -> list[Node]:
+        """The FakeQuantize nodes that are still in the graph, by name."""
+        return sorted((node for node in self.inserted if node.consumers[0]), key=lambda node: node.name)
+
+    def _with_consumers_of_agnostic(self, ignored: dict[Node, str]) -> dict[Node, str]:
+        result = dict(ignored)
+        for node, reason in ignored.items():
+            if self.agnostic(node):
+                for edge in node.all_consumers():
+                    result.setdefault(edge.node, f"consumes {node.name}: {reason}")
+        return result
+
+    # ------------------------------------------------------------------------------------------------ insertion
+
+    def insert_all(self) -> None:
+        """One FakeQuantize per input of every quantizable operation, and a reason for every input without."""
+        for node in list(self.graph.nodes):
+            if node.constant or node.type in ("Parameter", "Result", "ShapeOf", FAKE_QUANTIZE) or self.agnostic(node):
+                continue
+            reason = self._reason_against(node)
+            if reason:
+                self.floats.append((node, None, reason))
+                continue
+            for port in self._ports(node):
+                against = self._reason_against_port(node, port)
+                if against:
+                    self.floats.append((node, port, against))
+                else:
+                    self._insert(Edge(node, port))
+                    self.requested.append(Edge(node, port))
+            if is_scale_shift(node):
+                self.floats.append((node, 1, "the constant of a scale and shift"))
+
+    def _reason_against(self, node: Node) -> str | None:
+        if node.from_shape:
+            return "computes shapes"
+        if not any(port.node.is_float[port.index] for port in node.inputs):
+            return "works on integers"
+        if node in self.skipped:
+            return f"ignored block: {self.skipped[node]}"
+        if node in self.ignored:
+            return self.ignored[node]
+        if not self.target.quantizable(operation_kind(node)):
+            return f"{self.target.name} has no quantized {operation_kind(node)}"
+        if node.type in RECURRENT_PORTS and (reason := self._reason_against_recurrent(node)):
+            return reason
+        if any(not node.inputs[port].node.is_float[node.inputs[port].index] for port in self._ports(node)):
+            return "works on integers"
+        if not self.pot_compatible and _is_elementwise(node):
+            if _has_number(node):
+                return "element-wise with a single number"
+            if any(producer.from_shape for producer in node.producers()):
+                return "element-wise with values computed from shapes"
+        if node.type == "MatMul" and _reads_vector(node):
+            return "a vector times a matrix, whose shape the CPU gets wrong in INT8"
+        return None
+
+    def _reason_against_recurrent(self, node: Node) -> str | None:
+        if node.attributes().get("linear_before_reset"):
+            return "a recurrent cell with linear_before_reset"
+        if not self.pot_compatible and self.target.rules in CPU_RULES:
+            return "a recurrent cell, whose state the CPU clips in INT8"
+        # OpenVINO compiles no recurrent cell of which the weights alone are quantized.
+        moving = [port for port in self._ports(node) if not node.inputs[port].node.constant]
+        against = (self._reason_against_port(node, port) for port in moving)
+        return next((reason for reason in against if reason and reason != ALREADY_QUANTIZED), None)
+
+    def _reason_against_port(self, node: Node, port: int) -> str | None:
+        producer = node.inputs[port]
+        source = producer.node
+        if source.from_shape:
+            return "input is computed from shapes"
+        if source.type == FAKE_QUANTIZE:
+            return ALREADY_QUANTIZED
+        group = WEIGHTS if source.constant else ACTIVATIONS
+        if not self.target.alternatives(operation_kind(node), group):
+            return f"{self.target.name} has no quantized {group} for {operation_kind(node)}"
+        if source.constant and weight_constant(producer) is None:
+            return "a constant that is computed, not stored in floating point"
+        return _reason_against_tensor(producer)
+
+    def _ports(self, node: Node) -> Iterable[int]:
+        if node.type in TWO_OPERANDS:
+            return (0, 1)
+        if node.type in RECURRENT_PORTS:
+            return RECURRENT_PORTS[node.type]
+        if node.type in FIRST_PORT_ONLY or is_scale_shift(node):
+            return (0,)
+        return range(len(node.inputs))
+
+    def _insert(self, edge: Edge) -> Node:
+        """A new FakeQuantize on one input."""
+        producer = edge.node.inputs[edge.index]
+        word = "weights" if producer.node.constant else "input"
+        quantizer = Node(
+            name=f"{edge.node.name}/fq_{word}_{edge.index}",
+            type=FAKE_QUANTIZE,
+            inputs=[producer],
+            consumers=[[edge]],
+            shapes=[producer.node.shapes[producer.index]],
+            is_float=[True],
+            order=producer.node.order,
+        )
+        edges = producer.node.consumers[producer.index]
+        edges[edges.index(edge)] = Edge(quantizer, 0)
+        edge.node.inputs[edge.index] = Port(quantizer, 0)
+        self.inserted.append(quantizer)
+        return quantizer
+
+    def _remove(self, quantizer: Node) -> None:
+        """Take a FakeQuantize out: its consumers read its producer again."""
+        producer = quantizer.inputs[0]
+        edges = producer.node.consumers[producer.index]
+        place = edges.index(Edge(quantizer, 0))
+        edges[place : place + 1] = quantizer.consumers[0]
+        for edge in quantizer.consumers[0]:
+            edge.node.inputs[edge.index] = producer
+        quantizer.consumers[0] = []
+
+    # ------------------------------------------------------------------------------------------------ moving up
+
+    def move_up(self) -> None:
+        """Move quantizers above operations that pass quantized data on, as far as nobody else would be affected."""
+        blocked = self._blocked()
+        queue = deque(self.quantizers())
+        while queue:
+            quantizer = queue.popleft()
+            if not quantizer.consumers[0]:
+                continue
+            producer = quantizer.inputs[0].node
+            if producer.type == FAKE_QUANTIZE:
+                self._remove(quantizer)
+            elif self.agnostic(producer) and producer not in blocked and producer not in self.skipped and not producer.constant:
+                ports = self._jump_ports(producer)
+                if ports:
+                    self._remove(quantizer)
+                    queue.extend(self._insert(Edge(producer, port)) for port in ports)
+
+    def _jump_ports(self, node: Node) -> list[int]:
+        """The inputs to which a quantizer moves from the output of an operation that passes data on; none: it stays."""
+        if node.type in JUMP_FIRST_INPUT:
+            # Of two tensors that a Minimum or Maximum compares, one quantized is not enough.
+            compares = node.type in ("Minimum", "Maximum") and not node.inputs[1].node.constant
+            return [] if compares or not self._can_sit_on(node.inputs[0]) else [0]
+        if node.type in JUMP_ALL_INPUTS:
+            return list(range(len(node.inputs))) if all(map(self._can_sit_on, node.inputs)) else []
+        if node.type in JUMP_MOVING_INPUTS:
+            moving = [index for index, port in enumerate(node.inputs) if not port.node.constant and port.node.is_float[port.index]]
+            return moving if all(self._can_sit_on(node.inputs[index]) for index in moving) else []
+        return []
+
+    def _can_sit_on(self, port: Port) -> bool:
+        if port.node.from_shape or _reason_against_tensor(port):
+            return False
+        return not port.node.constant or weight_constant(port) is not None
+
+    def _blocked(self) -> set[Node]:
+        """Operations above which a quantizer would reach somebody who reads floating-point data now."""
+        return {node for node in self.graph.nodes if self.agnostic(node) and not node.constant and self._is_blocked(node)}
+
+    def _is_blocked(self, start: Node) -> bool:
+        for node in walk([start], _down):
+            if node.type not in HARMLESS:
+                return True
+            if node.type == "Concat":
+                if self._concat_blocked(node, start):
+                    return True
+                continue
+            below = list(walk([node], _down))
+            concats = [other for other in below if other.type == "Concat"]
+            if concats:
+                if any(self._concat_blocked(other, start) for other in concats):
+                    return True
+            elif any(other.type not in HARMLESS for other in below):
+                return True
+        return False
+
+    def _concat_blocked(self, concat: Node, start: Node, visiting: frozenset[Node] = frozenset()) -> bool:
+        """Whether a Concat mixes a branch that cannot be quantized into consumers that are not all quantized."""
+
+        def up(node: Node) -> list[Node]:
+            return [p for p in node.producers() if p is not start and not p.constant and p.type not in (FAKE_QUANTIZE, "Constant")]
+
+        if all(node.type in HARMLESS for node in walk([concat], up)):
+            return False
+        below = list(walk([concat], _down))
+        if any(node.type not in HARMLESS for node in below) or not any(node.type == FAKE_QUANTIZE for node in below):
+            return True
+        visiting |= {concat}
+        return any(self._concat_blocked(node, start, visiting) for node in below if node.type == "Concat" and node not in visiting)
+
+    # ------------------------------------------------------------------------------------------------ merging
+
+    def merge_siblings(self) -> None:
+        """One quantizer per tensor: all that sit on the same output become the alphabetically first."""
+        first: dict[Port, Node] = {}
+        for quantizer in self.quantizers():
+            port = quantizer.inputs[0]
+            keeper = first.setdefault(port, quantizer)
+            if keeper is quantizer or port.node.constant:
+                continue
+            for edge in quantizer.consumers[0]:
+                edge.node.inputs[edge.index] = Port(keeper, 0)
+            keeper.consumers[0].extend(quantizer.consumers[0])
+            quantizer.consumers[0] = []
+            port.node.consumers[port.index].remove(Edge(quantizer, 0))
+
+    # ------------------------------------------------------------------------------------------------ residual additions
+
+    def leave_residuals(self) -> None:
+        """Leave one input of an Add of two quantized tensors float: it joins the convolution before it as an accumulator."""
+        for add in self.graph.of_type(["Add"]):
+            pair = [port.node for port in add.inputs]
+            ours = [node for node in pair if node.type == FAKE_QUANTIZE and node.operation is None and not node.inputs[0].node.constant]
+            if len(ours) != 2 or pair[0] is pair[1]:
+                continue
+            fewer, more = sorted(pair, key=lambda quantizer: len(quantizer.consumers[0]))
+            if len(more.consumers[0]) > 1 and len(fewer.consumers[0]) == 1 and _is_weighted(fewer.inputs[0].node):
+                self._leave(fewer)
+            elif all(_ends_weighted(quantizer) for quantizer in pair):
+                self._leave(max(reversed(pair), key=_size))
+
+    def _leave(self, quantizer: Node) -> None:
+        edges = served(quantizer, self.target)
+        self._remove(quantizer)
+        still = {edge for other in self.quantizers() for edge in served(other, self.target)}
+        self.floats += [(edge.node, edge.index, "accumulated in floating point") for edge in edges if edge not in still]
+
+
+def _reason_against_tensor(port: Port) -> str | None:
+    """Why a tensor can have no quantizer, whatever reads it."""
+    shape, operation = port.node.shapes[port.index], port.node.operation
+    if shape == () and not port.node.constant:
+        return "a single number"  # of which the CPU would make a tensor of rank 1
+    if shape is not None and 0 in shape:
+        return "an empty tensor"
+    if operation is not None and operation.get_output_element_type(port.index) == ov.Type.f64:
+        return "double precision"
+    return None
+
+
+def _is_elementwise(node: Node) -> bool:
+    """Whether all inputs of a quantizable operation are tensors of the same kind, unlike weights, states or attributes."""
+    return not (node.type in OPERATIONS_WITH_WEIGHTS or node.type in RECURRENT_PORTS or node.type in FIRST_PORT_ONLY)
+
+
+def _has_number(node: Node) -> bool:
+    """Whether an operation has a constant of a single element."""
+    return any(port.node.constant and math.prod(port.node.shapes[port.index] or ()) == 1 for port in node.inputs)
+
+
+def _reads_vector(node: Node) -> bool:
+    shapes = [port.node.shapes[port.index] for port in node.inputs if not port.node.constant]
+    return any(shape is not None and len(shape) == 1 for shape in shapes)
+
+
+def _is_weighted(node: Node) -> bool:
+    """A weighted operation, or its bias."""
+    moving = [producer for producer in node.producers() if not producer.constant and producer.type != FAKE_QUANTIZE]
+    if node.type == "Add" and len(moving) == 1 and len(node.inputs) == 2:
+        node = moving[0]
+    return node.type in OPERATIONS_WITH_WEIGHTS
+
+
+def _ends_weighted(quantizer: Node) -> bool:
+    """Whether a single chain of operations leads up to a weighted operation."""
+    node = quantizer.inputs[0].node
+    while node.type not in OPERATIONS_WITH_WEIGHTS:
+        moving = [producer for producer in node.producers() if not producer.constant]
+        if len(moving) != 1:
+            return False
+        node = moving[0]
+    return True
+
+
+def _size(quantizer: Node) -> int:
+    return math.prod(quantizer.shapes[0] or ())
+
+
+def _down(node: Node) -> Iterator[Node]:
+    """The consumers of a node, not looking through quantizers and not counting ShapeOf."""
+    if node.type != FAKE_QUANTIZE:
+        yield from (edge.node for edge in node.all_consumers() if edge.node.type != "ShapeOf")
+
+
+def served(quantizer: Node, target: Target) -> list[Edge]:
+    """The inputs of non-agnostic operations that a quantizer reaches through operations that pass data on."""
+    found: list[Edge] = []
+    seen: set[Node] = set()
+    queue = deque(quantizer.consumers[0])
+    while queue:
+        edge = queue.popleft()
+        if edge.node.type in target.pass_through:
+            if edge.node not in seen:
+                seen.add(edge.node)
+                queue.extend(edge.node.all_consumers())
+        elif edge.node.type not in ("ShapeOf", FAKE_QUANTIZE):
+            found.append(edge)
+    return found

@@ -1,0 +1,1 @@
+"""What a plan and statistics come to: ranges, aligned channels, corrected biases."""

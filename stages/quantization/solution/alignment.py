@@ -1,0 +1,208 @@
+"""ActivationChannelAlignment: equalise the ranges of channels between a convolution and the pointwise convolution after it.
+
+Only the outputs of the first convolution are shifted and scaled, so everything that statistics say about the tensor
+between the two follows by arithmetic (pot_behaviour.md section 6).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stages.common.errors import UserError
+from stages.quantization.model.graph import CONVOLUTIONS, OPERATIONS_WITH_WEIGHTS, Graph, Node, bias_add, constant_value, is_padded
+from stages.quantization.model.weights import Layout, bias_values, weight_layout
+from stages.quantization.placement.plan import Plan, TensorName
+from stages.quantization.statistics.store import Statistics
+from stages.quantization.statistics.tails import tail_quantile
+
+TAIL = 1e-4  # per-channel quantiles of one sample that count as its range
+SMALLEST_SCALE, LARGEST_SCALE = 0.01, 100.0
+
+Array = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Alignment:
+    """What is subtracted from, and then divided out of, each channel between two convolutions [C]."""
+
+    shift: Array
+    scale: Array
+
+
+class Aligned(NamedTuple):
+    """What alignment changes."""
+
+    weights: dict[str, NDArray[np.float32]]  # by Constant name, in the Constant's shape
+    biases: dict[str, Array]  # by operation name [C]
+    statistics: Statistics
+
+
+# --------------------------------------------------------------------------------------------------------------- pairs
+
+
+class Pair(NamedTuple):
+    """A convolution fed by a weighted operation and nothing else, bias aside: aligned, unless there is a reason against it."""
+
+    first: Node
+    second: Node
+    reason: str | None
+
+
+def alignment_candidates(graph: Graph) -> list[Pair]:
+    """Every convolution that reads a weighted operation with no activation between, by name."""
+    candidates = []
+    for second in sorted(graph.of_type(CONVOLUTIONS), key=lambda node: node.name):
+        first = _feeding_layer(second)
+        if first is not None:
+            candidates.append(Pair(first, second, _reason_against(first, second)))
+    return candidates
+
+
+def alignment_pairs(graph: Graph) -> list[tuple[Node, Node]]:
+    """Pairs (first, second): an unpadded convolution fed by nothing but a convolution, with no activation between."""
+    return [(pair.first, pair.second) for pair in alignment_candidates(graph) if pair.reason is None]
+
+
+def aligned_tensor(second: Node) -> TensorName:
+    """The tensor between the two operations of a pair."""
+    return TensorName(second.inputs[0].node.name, second.inputs[0].index)
+
+
+def _feeding_layer(second: Node) -> Node | None:
+    """The weighted operation whose output, or what an Add with a constant makes of it, `second` reads."""
+    node = second.inputs[0].node
+    if node.type == "Add":
+        moving = [producer for producer in node.producers() if not producer.constant]
+        node = moving[0] if len(moving) == 1 else node
+    return node if node.type in OPERATIONS_WITH_WEIGHTS and not node.constant else None
+
+
+def _reason_against(first: Node, second: Node) -> str | None:
+    """Why the channels between two weighted operations are left as they are; pot_behaviour.md section 6 but for the MatMul."""
+    attributes, between = second.attributes(), second.inputs[0]
+    if second.type != "Convolution":
+        return "the second one is grouped"
+    if is_padded(second):
+        return "the second one pads its input"  # a shift of the input would not move every output alike
+    if any(value != 1 for value in [*attributes["strides"], *attributes["dilations"]]):
+        return "the second one has a stride or a dilation"
+    if len(between.node.consumers[between.index]) != 1:
+        return "something else reads the tensor between them"
+    if first.type not in CONVOLUTIONS:
+        return f"the channels of a {first.type} lie elsewhere"
+    if between.node is not first and (bias_add(first) is not between.node or bias_values(first) is None):
+        return "what is added between them is not one value per channel"
+    if not all(_owns_weights(node) for node in (first, second)):
+        return "weights are computed, or read by something else"
+    return None
+
+
+def _owns_weights(node: Node) -> bool:
+    """Whether no other operation reads the Constant that holds the weights."""
+    layout = weight_layout(node)
+    if layout is None:
+        return False
+    reader = layout.constant
+    while reader is not node:
+        consumers = list(reader.all_consumers())
+        if len(consumers) != 1:
+            return False
+        reader = consumers[0].node
+    return True
+
+
+# ---------------------------------------------------------------------------------------------------------- arithmetic
+
+
+def compute_alignment(low: Array, high: Array, can_shift: bool) -> Alignment:
+    """Shift and scale per channel from the channels' tail quantiles per sample, low and high [N, C].
+
+    The median over the samples counts. can_shift: both operations have a bias to take the shift.
+    """
+    low, high = np.median(low, axis=0), np.median(high, axis=0)
+    shift = (low + high) / 2 if can_shift else np.zeros_like(low)
+    spread = high - low
+    if not np.any(spread > 0):
+        return Alignment(shift, np.ones_like(spread))
+    scale = spread / np.median(spread[spread > 0])
+    scale[spread <= 0] = 1.0
+    return Alignment(shift, np.clip(scale, SMALLEST_SCALE, LARGEST_SCALE))
+
+
+def pair_alignment(first: Node, second: Node, statistics: Statistics) -> Alignment:
+    """The alignment of a pair. UserError if nothing was collected for it."""
+    tensor = aligned_tensor(second)
+    try:
+        size = statistics.channel_size[tensor][:, None]
+        low, high = (tail_quantile(table[tensor], size, TAIL) for table in (statistics.channel_lowest, statistics.channel_highest))
+    except KeyError:
+        raise UserError(f"statistics hold no channels of {tensor.name}; run `dvc repro --force collect_statistics`") from None
+    return compute_alignment(low, high, can_shift=bias_values(first) is not None and bias_values(second) is not None)
+
+
+def align(graph: Graph, statistics: Statistics, plan: Plan) -> Aligned:
+    """Weights, biases and statistics of the model after the plan's channel alignment."""
+    weights: dict[str, NDArray[np.float32]] = {}
+    biases: dict[str, Array] = {}
+    for names in plan.aligned:
+        first, second = (graph.by_name[name] for name in names)
+        alignment = pair_alignment(first, second, statistics)
+        shift, scale = alignment.shift, alignment.scale
+        first_layout, second_layout = (_layout(node) for node in (first, second))
+        first_weights, second_weights = (
+            layout.canonical(weights.get(layout.constant.name, constant_value(layout.constant))) for layout in (first_layout, second_layout)
+        )
+        first_bias, second_bias = (biases.get(node.name, bias_values(node)) for node in (first, second))
+        if first_bias is not None and second_bias is not None:
+            kernel = tuple(range(2, second_weights.ndim))
+            biases[second.name] = second_bias + second_weights.sum(axis=kernel, dtype=np.float64) @ shift
+        if first_bias is not None:
+            biases[first.name] = (first_bias - shift) / scale
+        of_first, of_second = scale.reshape(-1, *[1] * (first_weights.ndim - 1)), scale.reshape(1, -1, *[1] * (second_weights.ndim - 2))
+        weights[first_layout.constant.name] = first_layout.restored((first_weights / of_first).astype(np.float32))
+        weights[second_layout.constant.name] = second_layout.restored((second_weights * of_second).astype(np.float32))
+        statistics = aligned_statistics(statistics, aligned_tensor(second), first.name, second.name, alignment)
+    return Aligned(weights, biases, statistics)
+
+
+def _layout(node: Node) -> Layout:
+    layout = weight_layout(node)
+    if layout is None:
+        raise UserError(f"quantizers.json aligns the channels of {node}, which has no constant weights in this model")
+    return layout
+
+
+def aligned_statistics(statistics: Statistics, tensor: TensorName, first: str, second: str, alignment: Alignment) -> Statistics:
+    """The statistics with the channels of `tensor`, between `first` and `second`, shifted and scaled."""
+    shift, scale = alignment.shift, alignment.scale
+    lowest, highest = (
+        ((table[tensor] - shift[:, None]) / scale[:, None]).astype(np.float32)
+        for table in (statistics.channel_lowest, statistics.channel_highest)
+    )
+    size = statistics.channel_size[tensor]
+    output_mean = statistics.output_mean
+    if first in output_mean:
+        output_mean = output_mean | {first: (output_mean[first] - shift) / scale}
+    return replace(
+        statistics,
+        lowest=statistics.lowest | {tensor: _tails_of_all(lowest, size)},
+        highest=statistics.highest | {tensor: -_tails_of_all(-highest, size)},
+        size=statistics.size | {tensor: size * lowest.shape[1]},
+        channel_lowest=statistics.channel_lowest | {tensor: lowest},
+        channel_highest=statistics.channel_highest | {tensor: highest},
+        input_mean=statistics.input_mean | {second: (statistics.input_mean[second] - shift) / scale},
+        output_mean=output_mean,
+    )
+
+
+def _tails_of_all(lowest: NDArray[np.float32], size: NDArray[np.int64]) -> NDArray[np.float32]:
+    """The lowest values [N, m] of whole tensors from those of their channels [N, C, k] with `size` [N] values each.
+
+    As many as the channels' tails surely hold: k of a tensor are at most k of one channel.
+    """
+    ordered = np.sort(lowest.reshape(len(lowest), -1), axis=1)  # what a sample has not is NaN and comes last
+    return ordered[:, : lowest.shape[2]] if np.any(size > lowest.shape[2]) else ordered

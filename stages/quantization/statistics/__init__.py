@@ -1,0 +1,1 @@
+"""What is collected of the calibration samples, how, and how it is stored and reduced."""

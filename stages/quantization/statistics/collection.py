@@ -1,0 +1,274 @@
+"""One inference pass over the calibration samples, reduced to statistics while it runs.
+
+Reductions, and the few values among which a tail must lie, are found inside the graph, beside the model's own operations.
+Only tensors of dynamic shape come to Python as a whole.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import openvino as ov
+from numpy.typing import NDArray
+from openvino import opset13 as op
+
+from stages.common.errors import UserError
+from stages.quantization.model.graph import Graph, Port, bias_add, input_channel_axis, output_channel_axis
+from stages.quantization.placement.plan import TensorName
+from stages.quantization.solution.alignment import TAIL
+from stages.quantization.statistics.passes import Infer, Store, Wanted, run_passes
+from stages.quantization.statistics.points import Points
+from stages.quantization.statistics.store import Array, Statistics
+from stages.quantization.statistics.tail_search import Ends, find_tails
+from stages.quantization.statistics.tails import extremes, tail_length
+
+
+class _Tails(NamedTuple):
+    """Tails of whole tensors, or of their channels: how far they reach, and where they go."""
+
+    lowest: dict[TensorName, Array]
+    highest: dict[TensorName, Array]
+    size: dict[TensorName, NDArray[np.int64]]
+    columns: Callable[[NDArray[Any]], NDArray[Any]]  # of samples [n, *tensor shape]: what a tail is taken of, in the last axis
+    count: Callable[[Sequence[int]], int]  # how many values that are, from the tensor's shape
+    probabilities: Sequence[float]
+    least: Callable[[Sequence[int]], int] | None = None  # from the shape: how many values a tail needs for other reasons
+
+    def length(self, shape: Sequence[int]) -> int:
+        """How many values a tail of a tensor of that shape needs."""
+        count, least = self.count(shape), self.least(shape) if self.least is not None else 0
+        return max(tail_length(count, self.probabilities), min(count, least))
+
+
+def collect(
+    model: ov.Model,
+    points: Points,
+    outlier_probs: Sequence[float],
+    channel_outlier_probs: Sequence[float],
+    infer: Infer,
+    samples: int,
+    budget: int | None = None,
+) -> Statistics:
+    """Run the calibration samples and reduce what they leave at `points`.
+
+    Args:
+        model: The floating-point model, which stays as it is.
+        points: Of the graph read from `model`.
+        outlier_probs: Probabilities of the quantiles that are to be taken of whole tensors.
+        channel_outlier_probs: The same per channel.
+        infer: Runs the instrumented model in f32 over the samples and yields the outputs of each, in sample order.
+        samples: How many there are.
+        budget: Bytes of a sample's tensors that leave the model in one pass (`run_passes`); None: one pass for all.
+
+    Raises:
+        UserError: a weighted operation's input or output is not finite for some sample, or a tensor has no known rank.
+    """
+    statistics = Statistics(samples)
+    statistics.derived = {_name(port): (_name(source), scale, offset) for port, (source, scale, offset) in points.derived.items()}
+
+    def of_samples(graph: Graph) -> Iterator[Wanted]:
+        return _wanted(graph, points, outlier_probs, channel_outlier_probs, statistics)
+
+    run_passes(model, of_samples, infer, samples, budget)
+    for table in (statistics.input_mean, statistics.output_mean):
+        for name in table:
+            table[name] = table[name] / samples
+    return statistics
+
+
+# -------------------------------------------------------------------------------------------------------------- wanted
+
+
+def _wanted(
+    graph: Graph, points: Points, outlier_probs: Sequence[float], channel_outlier_probs: Sequence[float], statistics: Statistics
+) -> Iterator[Wanted]:
+    """Everything that the points ask for, the same each time. They were read from another copy of the model: names lead to this one."""
+    whole = _of_tensors(statistics.lowest, statistics.highest, statistics.size, outlier_probs)
+    channel = _Tails(
+        statistics.channel_lowest,
+        statistics.channel_highest,
+        statistics.channel_size,
+        _channel_columns,
+        lambda shape: math.prod(shape) // shape[1],
+        channel_outlier_probs,
+    )
+    tensors, perchannel = set(points.tensors), set(points.perchannel)
+    aligned = {second.inputs[0] for _, second in points.pairs}
+    for port in dict.fromkeys([*points.tensors, *points.perchannel]):
+        twin = _twin(graph, port)
+        of_channels = channel
+        if port in aligned:
+            # Once channels are shifted and scaled, a tail of the whole tensor may lie in any one of them.
+            least = whole.length if channel_outlier_probs else None
+            of_channels = channel._replace(probabilities=[*channel_outlier_probs, TAIL], least=least)
+        yield from _tails(
+            twin,
+            _output(twin),
+            whole if port in tensors else None,
+            of_channels if port in perchannel else None,
+            statistics.samples,
+            from_zero=port in points.from_zero,
+        )
+    for node in (graph.by_name[node.name] for node in points.inputs):
+        port = node.inputs[0]
+        yield Wanted(port.node.order, _mean(port, input_channel_axis(node)), _sum(statistics.input_mean, node.name))
+        shape = port.node.shapes[port.index] or ()
+        if -1 in shape:
+            yield Wanted(port.node.order, op.shape_of(_output(port)).output(0), _shapes(statistics.input_shape, node.name))
+        else:
+            statistics.input_shape[node.name] = shape
+    for node in (graph.by_name[node.name] for node in points.outputs):
+        end = bias_add(node) or node
+        yield Wanted(end.order, _mean(Port(end, 0), output_channel_axis(node)), _sum(statistics.output_mean, node.name))
+
+
+def _of_tensors(
+    lowest: dict[TensorName, Array],
+    highest: dict[TensorName, Array],
+    size: dict[TensorName, NDArray[np.int64]],
+    probabilities: Sequence[float],
+) -> _Tails:
+    return _Tails(lowest, highest, size, lambda values: values.reshape(len(values), -1), math.prod, probabilities)
+
+
+def _channel_columns(values: NDArray[Any]) -> NDArray[Any]:
+    """The values of each channel (axis 1 of a tensor) of samples [n, N, C, ...] -> [n, C, N * ...]."""
+    return np.moveaxis(values, 2, 1).reshape(len(values), values.shape[2], -1)
+
+
+def _tails(
+    port: Port, output: ov.Output, whole: _Tails | None, channels: _Tails | None, samples: int, from_zero: bool = False
+) -> Iterator[Wanted]:
+    """Where the lowest and highest values of `output` come from: few values of a static shape, else the whole tensor.
+
+    They are kept as those of `port`. from_zero: the lowest count as zeros.
+    """
+    name, shape, order = _name(port), port.node.shapes[port.index], port.node.order
+    for tails in filter(None, (whole, channels)):
+        tails.size.setdefault(name, np.zeros(samples, np.int64))
+    if shape is None or -1 in shape:
+
+        def store(position: int, values: NDArray[Any]) -> None:
+            for tails in filter(None, (whole, channels)):
+                columns = tails.columns(values)
+                tails.size[name][position] = columns.shape[-1]
+                for table, upper in ((tails.lowest, False), (tails.highest, True)):
+                    _keep(table, name, position, extremes(columns, tails.length(values.shape[1:]), upper=upper), samples)
+
+        yield Wanted(order, output, store)
+        return
+    # Where the two tails of a small tensor overlap, both must be what they are.
+    overlap = any(tails.count(shape) <= 2 * tails.length(shape) for tails in (whole, channels) if tails is not None)
+    lowest = overlap or not from_zero
+    found = find_tails(output, whole and whole.length(shape), channels and channels.length(shape), lowest)
+    for asked, ends, columns in ((whole, found.whole, _flat), (channels, found.channels, _as_they_are)):
+        if asked is not None and ends is not None:
+            asked.size[name][:] = asked.count(shape)
+            yield from _searched(name, order, ends, asked, asked.length(shape), columns, samples)
+
+
+def _searched(
+    name: TensorName,
+    order: int,
+    ends: Ends,
+    tails: _Tails,
+    length: int,
+    columns: Callable[[NDArray[Any]], NDArray[Any]],
+    samples: int,
+) -> Iterator[Wanted]:
+    """Keep the tails among the candidates that leave the graph."""
+
+    def storing(table: dict[TensorName, Array], upper: bool) -> Store:
+        return lambda position, values: _keep(table, name, position, extremes(columns(values), length, upper=upper), samples)
+
+    low, high = storing(tails.lowest, False), storing(tails.highest, True)
+    if ends[0] is None:
+
+        def highest(position: int, values: NDArray[Any]) -> None:
+            high(position, values)
+            if name not in tails.lowest:
+                tails.lowest[name] = np.zeros_like(tails.highest[name])
+
+        yield Wanted(order, ends[1], highest)
+    elif ends[0] == ends[1]:
+
+        def both(position: int, values: NDArray[Any]) -> None:
+            low(position, values)
+            high(position, values)
+
+        yield Wanted(order, ends[0], both)
+    else:
+        yield Wanted(order, ends[0], low)
+        yield Wanted(order, ends[1], high)
+
+
+def _flat(values: NDArray[Any]) -> NDArray[Any]:
+    return values.reshape(len(values), -1)
+
+
+def _as_they_are(values: NDArray[Any]) -> NDArray[Any]:
+    return values
+
+
+def _twin(graph: Graph, port: Port) -> Port:
+    return Port(graph.by_name[port.node.name], port.index)
+
+
+def _name(port: Port) -> TensorName:
+    return TensorName(port.node.name, port.index)
+
+
+def _output(port: Port) -> ov.Output:
+    return port.node.operation.output(port.index)
+
+
+def _mean(port: Port, channel_axis: int) -> ov.Output:
+    """The mean over all axes but the channel's."""
+    shape = port.node.shapes[port.index]
+    if shape is None:
+        raise UserError(f"{port.node}: a tensor of unknown rank cannot be quantized; give model.input_shape")
+    axes = np.array([axis for axis in range(len(shape)) if axis != channel_axis % len(shape)], dtype=np.int64)
+    return op.reduce_mean(_output(port), axes, False).output(0)
+
+
+# ------------------------------------------------------------------------------------------------------------- storing
+
+
+def _keep(table: dict[TensorName, Array], name: TensorName, position: int, tails: Array, samples: int) -> None:
+    """Enter the tails [n, ..., k] of n samples; the table grows with the longest, and what is missing is NaN."""
+    length = tails.shape[-1]
+    stored = (
+        table.setdefault(name, np.full((samples, *tails.shape[1:-1], length), np.nan, np.float32)) if name not in table else table[name]
+    )
+    if stored.shape[-1] < length:
+        missing = np.full((*stored.shape[:-1], length - stored.shape[-1]), np.nan, np.float32)
+        table[name] = stored = np.concatenate([stored, missing], axis=-1)
+    stored[position : position + len(tails), ..., :length] = tails
+
+
+def _sum(table: dict[str, NDArray[np.float64]], name: str) -> Store:
+    def store(position: int, values: NDArray[Any]) -> None:
+        # Reductions pass over a NaN; a mean does not.
+        finite = np.isfinite(values).reshape(len(values), -1).all(axis=1)
+        if not finite.all():
+            sample = position + int(np.flatnonzero(~finite)[0])
+            raise UserError(f"the model computes values that are not finite at {name} for calibration sample {sample}")
+        total = table.setdefault(name, np.zeros(values.shape[1:]))
+        for value in values:  # one by one: the sum must not depend on how many come together
+            total += value
+
+    return store
+
+
+def _shapes(table: dict[str, tuple[int, ...]], name: str) -> Store:
+    counts: Counter[tuple[int, ...]] = Counter()
+
+    def store(position: int, values: NDArray[Any]) -> None:
+        counts.update(tuple(int(size) for size in value) for value in values)
+        table[name] = counts.most_common(1)[0][0]
+
+    return store

@@ -1,0 +1,132 @@
+"""Range estimators: which statistic of a sample, how samples are combined, and the defaults per scheme.
+
+The tables follow POT (pot_behaviour.md sections 5.2 and 5.3).
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stages.configuration import schema
+from stages.configuration.target_device import ACTIVATIONS, Scheme
+from stages.quantization.placement.plan import Border, Estimator
+
+QUANTILE_TYPES = frozenset({"quantile", "abs_quantile"})
+DEFAULT_OUTLIER_PROB = 1e-4
+
+Array = NDArray[np.float64]
+
+# (per channel, symmetric) -> borders. A symmetric range needs its lower border only for the sign, hence per tensor.
+_ACTIVATION_DEFAULTS = {
+    (False, True): Estimator(Border("min", aggregator="min"), Border("abs_max", aggregator="mean")),
+    (False, False): Estimator(Border("min", aggregator="mean"), Border("max", aggregator="mean")),
+    (True, True): Estimator(Border("min", aggregator="min", granularity="pertensor"), Border("abs_max", aggregator="max")),
+    (True, False): Estimator(Border("min", aggregator="min"), Border("max", aggregator="max")),
+}
+_WEIGHT_DEFAULTS = {
+    True: Estimator(Border("min"), Border("abs_max")),
+    False: Estimator(Border("min"), Border("max")),
+}
+
+
+def default_estimator(scheme: Scheme, kind: str, preset: str = "default") -> Estimator:
+    """The estimator that a preset (default or quantile) means for a scheme."""
+    table = _ACTIVATION_DEFAULTS[scheme.perchannel, scheme.symmetric] if kind == ACTIVATIONS else _WEIGHT_DEFAULTS[scheme.symmetric]
+    if preset == "default":
+        return table
+    lower, upper = table.min, table.max
+    if not scheme.symmetric:
+        lower = replace(lower, type="quantile", outlier_prob=DEFAULT_OUTLIER_PROB)
+    return Estimator(lower, replace(upper, type="abs_quantile" if scheme.symmetric else "quantile", outlier_prob=DEFAULT_OUTLIER_PROB))
+
+
+def resolve_estimator(scheme: Scheme, kind: str, config: schema.RangeEstimator) -> Estimator:
+    """The preset's estimator with the configured keys on top."""
+    base = default_estimator(scheme, kind, config.preset)
+
+    def refine(border: Border, given: schema.Estimator) -> Border:
+        keys = {key: value for key, value in vars(given).items() if value is not None}
+        if keys.get("type", border.type) in QUANTILE_TYPES:
+            keys.setdefault("outlier_prob", border.outlier_prob or DEFAULT_OUTLIER_PROB)
+        if kind != ACTIVATIONS:
+            keys.pop("aggregator", None)
+        return replace(border, **keys)
+
+    return Estimator(refine(base.min, config.min), refine(base.max, config.max))
+
+
+# --------------------------------------------------------------------------------------------------------- aggregators
+
+
+def aggregate(name: str, values: Array) -> Array:
+    """Combine per-sample statistics [N] or [N, C] over the samples: a scalar array or [C]."""
+    return _AGGREGATORS[name](np.asarray(values, dtype=np.float64))
+
+
+def by_batch(values: Array, type: str, aggregator: str, size: int) -> Array:
+    """What `aggregate` is to combine where every `size` samples in a row are one batch (pot_behaviour.md sections 5.1 and 5.2).
+
+    Of a whole tensor [N] a batch has one extreme. Extremes per channel [N, C], and quantiles, are known of each sample, and
+    only the mean tells batches apart: it is the mean of their means. The last batch may be smaller, and counts like the others.
+    """
+    starts = np.arange(0, len(values), size)
+    if values.ndim == 1 and type in _EXTREMES:
+        return np.asarray(_EXTREMES[type].reduceat(values, starts))
+    if aggregator == "mean":
+        counts = np.diff(np.append(starts, len(values)))
+        return np.asarray(np.add.reduceat(values, starts, axis=0) / counts.reshape(-1, *[1] * (values.ndim - 1)))
+    return values
+
+
+def _without_outliers(values: Array, combine: str) -> Array:
+    """Mean or median of what lies between the 1 % and 99 % quantiles (inclusive), per channel; of two samples: both."""
+    low, high = np.quantile(values, [0.01, 0.99], axis=0)
+    keep = (values >= low) & (values <= high)
+    inside = np.where(keep | ~keep.any(axis=0), values, np.nan)
+    return np.asarray(np.nanmean(inside, axis=0) if combine == "mean" else np.nanmedian(inside, axis=0))
+
+
+def _hodges_lehmann(values: Array) -> Array:
+    """Half the median of all pairwise sums (Hodges & Lehmann 1963), pairs of different samples; one sample: its value."""
+    if len(values) < 2:
+        return np.asarray(values[0])
+    first, second = np.tril_indices(len(values), k=-1)
+    if values.ndim == 1:
+        return np.asarray(np.median(values[first] + values[second]) / 2)
+    return np.stack([np.median(column[first] + column[second]) / 2 for column in values.T])
+
+
+_EXTREMES = {"min": np.minimum, "max": np.maximum, "abs_max": np.maximum}
+_AGGREGATORS = {
+    "mean": lambda values: np.asarray(values.mean(axis=0)),
+    "max": lambda values: np.asarray(values.max(axis=0)),
+    "min": lambda values: np.asarray(values.min(axis=0)),
+    "median": lambda values: np.asarray(np.median(values, axis=0)),
+    "mean_no_outliers": lambda values: _without_outliers(values, "mean"),
+    "median_no_outliers": lambda values: _without_outliers(values, "median"),
+    "hl_estimator": _hodges_lehmann,
+}
+
+
+# ----------------------------------------------------------------------------------------- statistics of known arrays
+
+
+def array_statistic(values: NDArray[np.floating], border: Border, axis: int | None, *, upper: bool) -> Array:
+    """A border's statistic of a constant: over everything (axis None), or per index of `axis` -> [C].
+
+    Quantiles use linear interpolation at outlier_prob for the lower and 1 - outlier_prob for the upper border.
+    """
+    flat = values.reshape(1, -1) if axis is None else np.moveaxis(values, axis, 0).reshape(values.shape[axis], -1)
+    if border.type in ("abs_max", "abs_quantile"):
+        flat = np.abs(flat)
+    if border.type == "min":
+        result = flat.min(axis=1)
+    elif border.type in ("max", "abs_max"):
+        result = flat.max(axis=1)
+    else:
+        probability = border.outlier_prob if border.outlier_prob is not None else DEFAULT_OUTLIER_PROB
+        result = np.quantile(flat.astype(np.float64), 1 - probability if upper else probability, axis=1)
+    return np.asarray(result if axis is not None else result[0], dtype=np.float64)

@@ -1,0 +1,33 @@
+"""What the searching stages wrote, as others read it; empty where a stage is disabled."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from stages.common import artifacts
+from stages.common.units import number
+
+
+def result(stage: str) -> dict[str, Any]:
+    """Content of result.json; empty where the stage is disabled."""
+    found: dict[str, Any] = artifacts.read_json(artifacts.folder(stage) / "result.json")
+    return found if found["enabled"] else {}
+
+
+def table(stage: str, name: str) -> list[dict[str, Any]]:
+    """One of a stage's tables, e.g. `trials`; empty where the stage is disabled."""
+    rows: list[dict[str, Any]] = artifacts.read_json(artifacts.folder(stage) / f"{name}.json")
+    return rows
+
+
+def speed(stage: str) -> dict[str, Any]:
+    """What was measured of the chosen model, beside those that it is compared with; empty without a benchmark."""
+    path = artifacts.folder(stage) / "latency.json"
+    found: dict[str, Any] = artifacts.read_json(path) if path.exists() else {}
+    return found
+
+
+def latency_and_size(stage: str, model: str) -> dict[str, str]:
+    """How the chosen model's latency, where it was measured, and its size read; model: its name in latency.json."""
+    shown = {"latency": f"{number(measured['latency_ms'][model]['median'])} ms"} if (measured := speed(stage)) else {}
+    return shown | {"size": f"{artifacts.model_bytes(artifacts.folder(stage)) / 1e6:.2f} MB"}

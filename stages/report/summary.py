@@ -1,0 +1,178 @@
+"""The result of a pipeline run in about twenty lines, from its artifacts alone."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from statistics import median
+from typing import Any
+
+from stages.common import artifacts
+from stages.common.units import amount, difference, metric_value, model_names, number, plural, ratio
+from stages.configuration.schema import Config
+from stages.report import accuracy_aware, tune
+from stages.report.calibration import corrected_by, statistics_collected, tuned_from
+from stages.report.left_float import Left, by_reason, left_biases, left_float, which
+
+MOST_REASONS = 5
+STAGES = ("config", "prepare", "collect_statistics", "quantize", "correct_bias", "evaluate", "accuracy_aware", "tune")
+
+
+def summary(config: Config) -> str:
+    """What the model lost, gained and kept in floating point; lines without a final newline."""
+    evaluation = artifacts.read_json(artifacts.folder("evaluate") / "evaluation.json")
+    speed = artifacts.read_json(artifacts.folder("evaluate") / "latency.json")
+    quantizers = artifacts.read_json(artifacts.folder("quantize") / "quantizers.json")
+    rows = artifacts.read_json(artifacts.folder("evaluate") / "layers.json")
+    corrections = artifacts.read_json(artifacts.folder("correct_bias") / "corrections.json")
+    samples = artifacts.read_json(artifacts.folder("prepare") / "dataset.json")
+    used = min(samples["calibration"]["count"], config.quantization.stat_subset_size or samples["calibration"]["count"])
+    lines = [
+        f"{config.model.name} on {config.data.name}: preset {config.quantization.preset} for {config.target_device.name},"
+        f" {used} calibration and {samples['validation']['count']} validation samples",
+        *_overlap(samples),
+        "",
+        *_table(evaluation, speed),
+        *(f"WARNING: {warning}" for warning in evaluation["warnings"]),
+        "",
+        *_statistics(),
+        *_quantized(quantizers, rows),
+        *_alignment(quantizers),
+        *_biases(config, corrections),
+        *_tuning(corrections),
+        *accuracy_aware.summary_lines(),
+        *tune.summary_lines(evaluation["precisions"]["default"]),
+        *_effort(),
+    ]
+    return "\n".join(lines)
+
+
+def _overlap(samples: dict[str, Any]) -> list[str]:
+    shared = samples["shared"]
+    if not shared:
+        return []
+    return [f"WARNING: {shared} of the validation samples are calibration samples too, so the drop looks smaller than it is"]
+
+
+# ------------------------------------------------------------------------------------------------ accuracy, speed, size
+
+
+def _table(evaluation: dict[str, Any], speed: dict[str, Any]) -> list[str]:
+    """One line per metric, then latency, throughput and size, for the three models."""
+    default, size = evaluation["precisions"]["default"], evaluation["size_bytes"]
+    models = model_names(evaluation["precisions"])
+
+    def row(name: str, cells: Callable[[str], str], remark: str = "") -> list[str]:
+        return [name, *(cells(model) for model in models), remark]
+
+    rows = [row("", lambda model: models[model])]
+    for name, metric in evaluation["metrics"].items():
+        rows.append([name, *(metric_value(metric, metric[model]) for model in models), _drop(metric, evaluation["confidence"])])
+    if speed:
+        latency, throughput = speed["latency_ms"], speed["throughput"]
+        faster = "INT8 is " + ", ".join(
+            ratio(speed["speed_up"][model], name) for model, name in (("fp32", "f32"), ("default", default)) if model in models
+        )
+        rows.append(row("latency", lambda model: f"{number(latency[model]['median'])} ms", faster))
+        rows.append(row("throughput", lambda model: f"{number(throughput[model])} /s"))
+    smaller = f"{size['fp32'] / size['int8']:.1f}x smaller"
+    rows.append(row("size", lambda model: f"{size['int8' if model == 'int8' else 'fp32'] / 1e6:.2f} MB", smaller))
+    return _aligned(rows)
+
+
+def _drop(metric: dict[str, Any], confidence: float) -> str:
+    """`drop 1.20 points, 95 % interval [0.60, 1.90]`; a share is counted in points, anything else in its own unit."""
+    direction = "" if metric["higher_is_better"] else " (lower is better)"
+    text = f"drop {amount(metric, metric['drop'])}{direction}"
+    if metric["drop_low"] is None:
+        return text
+    low, high = (difference(metric, metric[side]) for side in ("drop_low", "drop_high"))
+    return f"{text}, {100 * confidence:g} % interval [{low}, {high}]"
+
+
+# ------------------------------------------------------------------------------------------------ layers
+
+
+def _statistics() -> list[str]:
+    collected = statistics_collected()
+    return [f"statistics: {collected}"] if collected else []
+
+
+def _quantized(quantizers: dict[str, Any], rows: list[dict[str, Any]]) -> list[str]:
+    """What became INT8, and what did not and why: what costs most first, then layers with weights, then the many."""
+    kinds = Counter(entry["kind"] for entry in quantizers["quantizers"])
+    layers = {layer["name"] for entry in quantizers["quantizers"] for layer in entry["layers"]}
+    title = f"quantized: {plural(len(layers), 'operation')}, by {kinds['weights']} weight and {kinds['activations']} activation quantizers"
+    left = left_float(rows)
+    if not left:
+        return [title, "left float: nothing"]
+    total = sum(entry.share for entry in left)
+    measured = f", {100 * total:.1f} % of INT8's run time" if total else ""
+    return [title, f"left float: {plural(len({entry.name for entry in left}), 'operation')}{measured}", *_listing(left, shares=total > 0)]
+
+
+def _alignment(quantizers: dict[str, Any]) -> list[str]:
+    """One line, where there are neighbouring layers whose channels could be aligned."""
+    aligned, not_aligned = len(quantizers["aligned"]), quantizers["not_aligned"]
+    if not aligned and not not_aligned:
+        return []
+    reasons = ", ".join(f"{count} as {reason}" for reason, count in Counter(pair["reason"] for pair in not_aligned).most_common())
+    line = f"channels: {plural(aligned, 'layer')} aligned with the one before, {len(not_aligned)} left"
+    return [f"{line}: {reasons}" if reasons else line]
+
+
+def _biases(config: Config, corrections: dict[str, Any]) -> list[str]:
+    if not config.bias_correction.enabled:
+        return ["biases: not corrected (bias_correction.enabled is false)"]
+    left = left_biases(corrections)
+    return [
+        f"biases: {len(corrections['corrected'])} corrected {corrected_by(corrections)}, {len(left)} left",
+        *_listing(left, shares=False),
+    ]
+
+
+def _tuning(corrections: dict[str, Any]) -> list[str]:
+    """What layer-wise tuning did to the layers, and what had to be collected for it."""
+    if "layerwise_tuning" not in corrections:
+        return []
+    tuning = corrections["layerwise_tuning"]
+    shares = [entry["loss_after"] / entry["loss_before"] for entry in tuning["tuned"]]
+    smaller = f", their squared error {100 - 100 * median(shares):.0f} % smaller (median)" if shares else ""
+    left = [Left(entry["name"], entry["type"], entry["reason"], 0.0) for entry in tuning["left"]]
+    title = f"layer-wise tuning: {plural(len(shares), 'layer')}{smaller}, {len(left)} left; {tuned_from(tuning)}"
+    return [title, *_listing(left, shares=False)]
+
+
+def _listing(left: Sequence[Left], *, shares: bool) -> list[str]:
+    """One line per reason: share of the run time where it is measured, number of operations, which ones."""
+    groups = by_reason(left)
+    # Where times are known, what takes none (it is fused into a quantized layer) is told in one line.
+    free = [entry for group in groups for entry in group.entries if shares and group.free]
+    told = [group for group in groups if not (shares and group.free)]
+    lines = [_line(f"{group.reason}: {which(group.entries)}", group.entries, shares=shares) for group in told[:MOST_REASONS]]
+    if rest := [entry for group in told[MOST_REASONS:] for entry in group.entries]:
+        lines.append(_line("for other reasons: see build/evaluate/layers.json", rest, shares=shares))
+    if free:
+        lines.append(_line(f"that take no time of their own: {which(free)}", free, shares=shares))
+    return lines
+
+
+def _line(text: str, entries: Sequence[Left], *, shares: bool) -> str:
+    share = 100 * sum(entry.share for entry in entries)
+    cost = f"{f'{share:.1f} %' if share else '-':>7} " if shares else ""
+    return f" {cost}{len({entry.name for entry in entries}):>4} {text}"
+
+
+# ------------------------------------------------------------------------------------------------ seconds, layout
+
+
+def _effort() -> list[str]:
+    records = [(stage, artifacts.read_json(artifacts.record(stage))) for stage in STAGES if artifacts.record(stage).exists()]
+    return ["seconds: " + ", ".join(f"{stage} {record['seconds']:.1f}" for stage, record in records)] if records else []
+
+
+def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Columns: the first and the last one to the left, numbers to the right."""
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    sides = ["<", *(">" for _ in widths[2:]), "<"]
+    return ["  ".join(f"{text:{side}{width}}" for text, side, width in zip(row, sides, widths, strict=True)).rstrip() for row in rows]

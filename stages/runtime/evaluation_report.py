@@ -1,0 +1,91 @@
+"""What `evaluate` reports, from what it measured."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+
+from stages.common.errors import UserError
+from stages.configuration.schema import Config
+from stages.runtime.baseline import Values
+from stages.runtime.confidence import paired_drop
+from stages.runtime.metrics import Metric
+
+
+def is_share(metric: Metric, values: Iterable[float]) -> bool:
+    """Whether a metric with these values is shown in percent, and its drop in points."""
+    return metric.higher_is_better and all(0.0 <= value <= 1.0 for value in values)
+
+
+def judge(values: Values, metrics: Mapping[str, Metric], config: Config) -> dict[str, dict[str, Any]]:
+    """Each metric of each model, and INT8's drop from FP32 with its confidence interval; the primary metric first.
+
+    Args:
+        values: model -> metric -> per-sample rows.
+        metrics: By name.
+        config: For the order of metrics, the seed and the confidence level.
+
+    Raises:
+        UserError: a metric's value is not a finite number.
+    """
+    judged = {}
+    for name in sorted(metrics, key=lambda name: name != config.evaluate.primary_metric):  # stable: the others keep their order
+        metric = metrics[name]
+        result = {model: metric.value(rows[name]) for model, rows in values.items()}
+        for model, value in result.items():
+            if not np.isfinite(value):
+                raise UserError(f"metric {name} is not a finite number for the {model} model: {value}")
+        drop = paired_drop(
+            metric.value,
+            values["fp32"][name],
+            values["int8"][name],
+            higher_is_better=metric.higher_is_better,
+            confidence=config.evaluate.confidence,
+            generator=np.random.default_rng(config.seed),
+        )
+        numbers = {**result, "drop": drop.value, "drop_low": drop.low, "drop_high": drop.high, "relative_drop": drop.relative}
+        judged[name] = {
+            "higher_is_better": metric.higher_is_better,
+            "share": is_share(metric, result.values()),
+            **{key: None if value is None else _rounded(value) for key, value in numbers.items()},
+        }
+    return judged
+
+
+def accuracy_speed(evaluation: Mapping[str, Any], speed: Mapping[str, Any], config: Config) -> list[dict[str, Any]]:
+    """The primary metric and the latency of each model; empty without a benchmark."""
+    if not speed:
+        return []
+    primary, precisions = evaluation["metrics"][config.evaluate.primary_metric], evaluation["precisions"]
+    labels = {"fp32": "FP32 (f32)", "default": f"FP32 ({precisions['default']}, default)", "int8": "INT8"}
+    if precisions["default"] == "f32":
+        del labels["default"]
+    return [
+        {"model": label, "latency_ms": speed["latency_ms"][model]["median"], "accuracy": primary[model]} for model, label in labels.items()
+    ]
+
+
+def noise(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """SQNR per layer and port, the noisiest first."""
+    known = [{key: row[key] for key in ("layer", "kind", "sqnr_db")} for row in rows if row["sqnr_db"] is not None]
+    return sorted(known, key=lambda row: row["sqnr_db"])
+
+
+def metrics(evaluation: Mapping[str, Any], quantizers: Mapping[str, Any], corrections: Mapping[str, Any]) -> dict[str, Any]:
+    """The numbers of metrics.json: everything that is the same whenever and wherever it is computed."""
+    keys = ("int8", "fp32", "default", "drop", "drop_low", "drop_high", "relative_drop")
+    kinds = [entry["kind"] for entry in quantizers["quantizers"]]
+    return {
+        "metric": {name: {key: metric[key] for key in keys if metric[key] is not None} for name, metric in evaluation["metrics"].items()},
+        "size_mb": {model: size / 1e6 for model, size in evaluation["size_bytes"].items()},
+        "quantizers": {kind: kinds.count(kind) for kind in ("weights", "activations")},
+        "float": len({entry["name"] for entry in quantizers["float"]}),
+        "biases": {what: len(corrections[what]) for what in ("corrected", "left")},
+    }
+
+
+def _rounded(value: float) -> float:
+    """Eight significant digits: what is beyond is noise of the arithmetic."""
+    return float(f"{value:.8g}")

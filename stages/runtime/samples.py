@@ -1,0 +1,121 @@
+"""Which samples calibrate and which validate: chosen once by `prepare`, then read in that order by every stage after it."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from stages.common import artifacts
+from stages.common.errors import UserError
+from stages.config import create
+from stages.configuration.schema import Config
+from stages.runtime.datasets import Dataset, Identity, ModelInput, Samples
+
+CALIBRATION, VALIDATION = "calibration", "validation"
+DEFAULT_CALIBRATION_SIZE = 300
+
+
+def choose(config: Config, inputs: Sequence[ModelInput]) -> tuple[Samples, Samples]:
+    """The calibration and the validation samples that the configuration asks for.
+
+    Without a validation set both come from `data.calibration` and are disjoint, unless too few are left and
+    `data.allow_overlap` is set.
+
+    Raises:
+        UserError: a set is empty, or smaller than what is asked of it.
+    """
+    data = config.data
+    calibration = _dataset(config, CALIBRATION)
+    order = _order(len(calibration), config, stream=0)
+    size = data.calibration_size
+    if data.validation is not None:
+        chosen = _first(order, size, "data.calibration_size", "data.calibration")
+        validation = _dataset(config, VALIDATION)
+        others = _first(_order(len(validation), config, stream=1), data.validation_size, "data.validation_size", "data.validation")
+        return Samples(calibration, inputs, chosen, CALIBRATION), Samples(validation, inputs, others, VALIDATION)
+    if size is None:
+        size = min(DEFAULT_CALIBRATION_SIZE, len(order))
+    chosen = _first(order, size, "data.calibration_size", "data.calibration")
+    left = order[size:]
+    wanted = data.validation_size or len(left) or 1
+    if len(left) < wanted:
+        if not data.allow_overlap:
+            raise UserError(
+                f"calibration takes {size} of the {len(order)} samples of data.calibration, which leaves {len(left)} for validation: "
+                "lower data.calibration_size or data.validation_size, give data.validation, or set data.allow_overlap"
+            )
+        # Unused samples first; then the calibration samples serve twice.
+        left = _first([*left, *chosen], data.validation_size, "data.validation_size", "data.calibration")
+    return Samples(calibration, inputs, chosen, CALIBRATION), Samples(calibration, inputs, left[: data.validation_size], VALIDATION)
+
+
+def describe(samples: Samples, identities: Sequence[Identity]) -> dict[str, Any]:
+    """A chosen set for dataset.json: which samples, in which order, and what they are."""
+    digest = hashlib.sha256()
+    entries = []
+    for position, (index, own) in enumerate(zip(samples.indices, identities, strict=True)):
+        digest.update(f"{own.inputs} {own.target}\n".encode())
+        label = samples.own_label(position)
+        named = {} if label is None else {"label": label}
+        target = {} if own.target is None else {"target": own.target}
+        entries.append({"index": index, **named, "sha256": own.inputs, **target})
+    return {"count": len(entries), "sha256": digest.hexdigest(), "samples": entries}
+
+
+def calibration_samples(config: Config) -> Samples:
+    """The prepared calibration samples, or the first `quantization.stat_subset_size` of them.
+
+    Raises:
+        UserError: there are fewer than that. Reading one raises it when the sample is not what it was in `prepare`.
+    """
+    samples = _prepared(config, CALIBRATION)
+    size = config.quantization.stat_subset_size
+    if size is not None and size > len(samples):
+        raise UserError(f"quantization.stat_subset_size is {size}, but there are {len(samples)} calibration samples")
+    return samples[:size]
+
+
+def validation_samples(config: Config) -> Samples:
+    """The prepared validation samples.
+
+    Raises:
+        UserError: (on reading) a sample is not what it was in `prepare`.
+    """
+    return _prepared(config, VALIDATION)
+
+
+def _prepared(config: Config, name: str) -> Samples:
+    folder = artifacts.folder("prepare")
+    entries = artifacts.read_json(folder / "dataset.json")[name]["samples"]
+    inputs = [ModelInput.from_json(entry) for entry in artifacts.read_json(folder / "model.json")["inputs"]]
+    dataset = _dataset(config, name if name == CALIBRATION or config.data.validation is not None else CALIBRATION)
+    indices = [entry["index"] for entry in entries]
+    if len(dataset) <= max(indices):
+        raise UserError(f"data.{name} now has {len(dataset)} samples, fewer than in the stage `prepare`: run `dvc repro --force prepare`")
+    return Samples(dataset, inputs, indices, name, [Identity(entry["sha256"], entry.get("target")) for entry in entries])
+
+
+def _dataset(config: Config, name: str) -> Dataset:
+    section = config.data.calibration if name == CALIBRATION else config.data.validation
+    dataset = create(section or {}, f"data.{name}")
+    if not (hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__")):
+        raise UserError(f"data.{name}: {type(dataset).__name__} is no data set; it needs __len__ and __getitem__(index)")
+    if len(dataset) == 0:
+        raise UserError(f"data.{name}: the data set has no samples")
+    return dataset
+
+
+def _order(count: int, config: Config, stream: int) -> list[int]:
+    """The order in which samples are taken."""
+    if not config.data.shuffle:
+        return list(range(count))
+    return [int(index) for index in np.random.default_rng([stream, config.seed]).permutation(count)]
+
+
+def _first(order: Sequence[int], size: int | None, key: str, name: str) -> list[int]:
+    if size is not None and size > len(order):
+        raise UserError(f"{key} is {size}, but {name} has {len(order)} samples")
+    return list(order[:size])

@@ -1,0 +1,1 @@
+"""The accuracy-aware search: layers return to floating point until an accuracy budget holds."""

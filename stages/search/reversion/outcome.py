@@ -1,0 +1,125 @@
+"""What the accuracy-aware search reports."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from stages.common.units import amount, difference
+from stages.configuration.schema import Config
+from stages.quantization.model.graph import read_graph
+from stages.runtime import evaluation_report
+from stages.search.evaluator import Rows
+from stages.search.problem import Problem
+from stages.search.reversion.budget import Budget, Goal, Parts, drop_interval
+from stages.search.reversion.search import Reversion, State, Step
+
+
+def result_json(
+    config: Config, problem: Problem, budget: Budget, parts: Parts, search: Reversion, best: State, rows: Rows
+) -> dict[str, Any]:
+    """Content of result.json; `metrics` are on the search's samples, `judged` on all, in the words of evaluation.json.
+
+    rows: of the chosen model on all validation samples.
+    """
+    metrics = {goal.metric: _judged(config, problem, goal, parts, rows) for goal in budget.goals}
+    graph = read_graph(problem.model())
+    first, correction = search.trace[0], best.candidate.bias_correction
+    held_out = [entry["held_out"] for entry in metrics.values() if entry["held_out"] is not None]
+    short = [
+        f"{name} drops by {amount(entry, entry['drop'])} where {difference(entry, entry['limit'])} is allowed"
+        for name, entry in metrics.items()
+        if budget.goals[list(metrics).index(name)].excess(entry["value"]) > 0
+    ]
+    return {
+        "enabled": True,
+        "holds": best.holds,
+        # A budget that the held-out samples contradict at the configured confidence was kept by choosing, not by the model.
+        "confirmed": all(entry["drop_low"] is None or entry["drop_low"] <= entry["limit"] for entry in held_out) if held_out else None,
+        "shortfall": "" if best.holds else "; ".join([*short, search.stopped or "nothing better was found"]),
+        "stopped": search.stopped,
+        "metrics": metrics,
+        "judged": evaluation_report.judge({"fp32": dict(problem.fp32), "int8": dict(rows)}, problem.metrics, config),
+        "before": first.drops,
+        "values": {name: rounded(metric.value(rows[name])) for name, metric in problem.metrics.items()},  # on all samples
+        "confidence": config.evaluate.confidence,
+        "samples": {"search": len(parts.search), "held_out": len(parts.held_out)},
+        "start": best.candidate.label,
+        "bias_correction": ("fast" if correction.use_fast_bias else "accurate") if correction.enabled else None,
+        "models_tried": len(search.trace),
+        "quantized": len({place.name for entry in best.candidate.plan.quantizers for place in entry.layers or entry.consumers}),
+        "reverted": [
+            {"layer": layer, "type": graph.by_name[layer].type, "block": number, "step": _step_of(layer, search.trace)}
+            for number, block in enumerate(best.blocks)
+            for layer in block.layers
+        ],
+    }
+
+
+def trace_json(trace: Sequence[Step], budget: Budget) -> list[dict[str, Any]]:
+    """Content of trace.json: a row per model that was tried. `drop` is that of the first metric, which the plot shows."""
+    first = budget.goals[0].metric
+    return [
+        {
+            "iteration": step.iteration,
+            "phase": step.phase,
+            "layers": list(step.layers),
+            "reverted_layers": step.reverted,
+            "drop": None if step.drops is None else rounded(step.drops[first]),
+            "drops": None if step.drops is None else {name: rounded(drop) for name, drop in step.drops.items()},
+            "limit": rounded(budget.goals[0].limit),
+            "accepted": step.accepted,
+            "why": step.why,
+        }
+        for step in trace
+    ]
+
+
+def report(result: dict[str, Any]) -> dict[str, Any]:
+    """The numbers of build/reports/accuracy_aware.json."""
+    keys = ("value", "drop", "drop_low", "drop_high", "limit")
+
+    def numbers(entry: dict[str, Any]) -> dict[str, Any]:
+        return {key: entry[key] for key in keys if entry[key] is not None}
+
+    def with_held_out(entry: dict[str, Any]) -> dict[str, Any]:
+        return numbers(entry) | ({"held_out": numbers(entry["held_out"])} if entry["held_out"] else {})
+
+    return {
+        "enabled": True,
+        "holds": int(result["holds"]),
+        "metric": {name: with_held_out(entry) for name, entry in result["metrics"].items()},
+        "reverted_layers": len(result["reverted"]),
+        "quantized_layers": result["quantized"],
+        "models_tried": result["models_tried"],
+    }
+
+
+def rounded(value: float) -> float:
+    """Eight significant digits: what is beyond is noise of the arithmetic."""
+    return float(f"{value:.8g}")
+
+
+def _judged(config: Config, problem: Problem, goal: Goal, parts: Parts, rows: Rows) -> dict[str, Any]:
+    """A metric on the search's samples and, under `held_out`, on the others."""
+
+    def on(positions: Sequence[int]) -> dict[str, Any]:
+        own, fp32 = rows[goal.metric][list(positions)], problem.fp32[goal.metric][list(positions)]
+        baseline = goal.baseline if goal.given else goal.judge.value(fp32)
+        # A relative limit is relative to these samples' baseline.
+        limit = goal.limit * abs(baseline / goal.baseline) if config.accuracy_aware.drop_type == "relative" else goal.limit
+        here = Goal(goal.metric, goal.judge, baseline, limit)
+        drop = drop_interval(here, None if goal.given else fp32, own, config.evaluate.confidence, config.seed)
+        numbers: dict[str, float | None] = {"baseline": baseline, "limit": limit, "value": goal.judge.value(own)}
+        numbers |= {"drop": drop.value, "drop_low": drop.low, "drop_high": drop.high}
+        return {name: None if value is None else rounded(value) for name, value in numbers.items()}
+
+    found = on(parts.search)
+    share = evaluation_report.is_share(goal.judge, (found["baseline"], found["value"]))
+    direction = {"higher_is_better": goal.judge.higher_is_better, "share": share}
+    return {**direction, **found, "held_out": on(parts.held_out) if parts.held_out else None}
+
+
+def _step_of(layer: str, trace: Sequence[Step]) -> int:
+    """The step that reverted a layer for good."""
+    return max(step.iteration for step in trace if step.accepted and step.phase == "revert" and layer in step.layers)

@@ -1,0 +1,367 @@
+"""Accuracy-aware quantization: give back as few layers as keep the accuracy budget.
+
+Greedy, as POT's (pot_behaviour.md section 8), with what that lacks: the best model so far is kept, a step that makes it worse is
+undone and not tried again from where it failed, and layers that turn out not to be needed are quantized again. Steps grow
+while they succeed, so that a model that needs many layers back does not pay an evaluation for each of them; the way back finds
+those that a large step reverted for nothing.
+
+Every decision follows from outcomes alone: the same outcomes lead to the same model, wherever and however often they were found.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+from stages.configuration import schema
+from stages.quantization.model.graph import read_graph
+from stages.search.candidates import Candidate, candidate_key
+from stages.search.evaluator import Outcome, Rows, Task, build_candidate
+from stages.search.reversion.blocks import Block, blocks_of, reverted
+from stages.search.reversion.budget import BeyondReach, Budget
+from stages.search.reversion.estimator_variants import estimator_variants, other_bias_correction
+from stages.search.reversion.ranking import block_noise, hardest, ranked, score_blocks, subset_size
+from stages.search.session import Session
+
+RANKING_SUBSET = 300  # POT's default
+
+BASE, MIXED, HYPERPARAMETERS, REVERT, REQUANTIZE = "base", "mixed preset", "hyperparameters", "revert", "re-quantize"
+KEEPS, BETTER, NO_WORSE, EXCEEDS = "keeps the budget", "better", "no worse", "exceeds the budget"
+WORSE_KEPT = "worse: kept, as use_prev_if_drop_increase is false"
+WORSE, USELESS, NEEDED = "worse: undone", "no better than before: not taken", "breaks the budget: undone"
+
+
+@dataclass(frozen=True)
+class State:
+    """A model that was evaluated on all search samples."""
+
+    candidate: Candidate
+    rows: Rows  # by sample, in the order of `Reversion.positions`
+    excess: float
+    blocks: tuple[Block, ...] = ()  # that are reverted, in the order in which they were
+
+    @property
+    def holds(self) -> bool:
+        """Whether it keeps the budget."""
+        return self.excess <= 0
+
+    @property
+    def cost(self) -> float:
+        """Multiplications that returned to floating point."""
+        return sum(block.cost for block in self.blocks)
+
+    @property
+    def layers(self) -> tuple[str, ...]:
+        """Operations that returned to floating point."""
+        return tuple(layer for block in self.blocks for layer in block.layers)
+
+    def everywhere(self, positions: Sequence[int], others: Sequence[int], rows: Rows | None) -> Rows:
+        """Its rows on all validation samples: its own at `positions`, and `rows` at `others`."""
+        if rows is None:
+            return self.rows
+        places = np.argsort([*positions, *others])
+        return {name: np.concatenate([values, rows[name]])[places] for name, values in self.rows.items()}
+
+
+@dataclass(frozen=True)
+class Step:
+    """One line of the trace: a model that was tried.
+
+    Attributes:
+        iteration: Counts the lines.
+        phase: What was tried: base, mixed preset, hyperparameters, revert, re-quantize.
+        layers: The operations that the step reverted, or quantized again.
+        reverted: How many operations are reverted in this model.
+        drops: By metric, on the search samples; none where the evaluation was given up early.
+        accepted: Whether the search goes on from here.
+        why: The reason for that.
+    """
+
+    iteration: int
+    phase: str
+    layers: tuple[str, ...]
+    reverted: int
+    drops: dict[str, float] | None
+    accepted: bool
+    why: str
+
+
+class _OutOfTime(Exception):  # noqa: N818  # no error: the end of a search
+    """The time that the configuration allows is used up."""
+
+
+@dataclass
+class Reversion:
+    """A search for the model that keeps the budget and reverts the least.
+
+    Attributes:
+        session: Answers with outcomes.
+        budget: What must hold.
+        settings: The section `accuracy_aware`.
+        positions: The search samples, in ascending order.
+        notice: Is told each step.
+        advance: Is called with the number of evaluations that are done.
+        confidence: Of the intervals that end a ranking early.
+        seed: Of their draws.
+        best: The best model so far.
+        trace: All steps.
+        stopped: Why the search ended before it was done; empty where it was.
+    """
+
+    session: Session
+    budget: Budget
+    settings: schema.AccuracyAware
+    positions: tuple[int, ...]
+    notice: Callable[[Step], None] = lambda step: None
+    advance: Callable[[int], None] = lambda count: None
+    confidence: float = 0.95
+    seed: int = 0
+    best: State | None = None
+    trace: list[Step] = field(default_factory=list)
+    stopped: str = ""
+    _known: dict[str, State | None] = field(default_factory=dict)  # by candidate; None: given up early
+    _gains: dict[Block, float] = field(default_factory=dict)  # what a reversion brought on the hardest samples, in units of its metric
+
+    def run(self, base: Candidate, rows: Rows | None, mixed: Candidate | None = None) -> State:
+        """The best model that was found.
+
+        Args:
+            base: Where to start.
+            rows: Per-sample rows of `base` on all validation samples where they are known.
+            mixed: What convert_to_mixed_preset tries; None: nothing.
+        """
+        base = self._frozen(base)
+        if rows is not None:
+            own = {name: values[list(self.positions)] for name, values in rows.items()}
+            self._known[candidate_key(base)] = State(base, own, self.budget.excess(own))
+        state = self._evaluated(base)
+        assert state is not None  # nothing gave it up
+        self._told(BASE, (), state, state, KEEPS if state.holds else EXCEEDS)
+        try:
+            if not state.holds and mixed is not None:
+                state = self._replaced(MIXED, state, self._frozen(mixed))
+            if not state.holds and self.settings.tune_hyperparams:
+                state = self._tuned(state)
+            if not state.holds:
+                self._revert(state)
+        except _OutOfTime:
+            self.stopped = f"accuracy_aware.max_minutes, which is {self.settings.max_minutes:g}, is used up"
+        assert self.best is not None
+        return self.best
+
+    # ------------------------------------------------------------------------------------------- before any reversion
+
+    def _replaced(self, phase: str, state: State, candidate: Candidate) -> State:
+        """The model of `candidate` if it is better than `state`, else that."""
+        new = self._evaluated(candidate)
+        assert new is not None  # nothing gave it up
+        chosen = new if new.excess < state.excess else state
+        self._told(phase, (), new, chosen, (KEEPS if new.holds else BETTER) if chosen is new else USELESS)
+        return chosen
+
+    def _tuned(self, state: State) -> State:
+        """The model with the estimators, and then with the bias correction, that lose least on the hardest samples."""
+        positions = self._hardest(state)[: self._most_ranked()]
+
+        def lost(rows: Rows) -> float:
+            """How far the metric that is worst off falls behind FP32 on these samples."""
+            fp32 = self.session.problem.fp32
+            chosen = list(positions)
+            return max(
+                goal.sign * (goal.judge.value(fp32[goal.metric][chosen]) - goal.judge.value(rows[goal.metric])) / goal.unit
+                for goal in self.budget.goals
+            )
+
+        best, least = state.candidate, lost(self._own(state, positions))
+        for variants in (estimator_variants, lambda found: [other_bias_correction(found)]):
+            tried = [variant for variant in variants(best) if variant is not None]
+            for variant, outcome in zip(tried, self._outcomes([Task(variant, positions) for variant in tried]), strict=True):
+                if lost(outcome.rows) < least:
+                    best, least = variant, lost(outcome.rows)
+        return state if best is state.candidate else self._replaced(HYPERPARAMETERS, state, self._frozen(best))
+
+    # ---------------------------------------------------------------------------------------------------- reversion
+
+    def _revert(self, state: State) -> None:
+        problem, base = self.session.problem, state.candidate
+        solved = build_candidate(problem, base)[1]
+        blocks = blocks_of(read_graph(problem.model()), base.plan, self.settings.restore)
+        noise = block_noise(problem, base.plan, solved, blocks, self._hardest(state))
+        state = self._forth(state, blocks, noise)
+        if state.holds:
+            self._back(state, base)
+
+    def _forth(self, state: State, blocks: Sequence[Block], noise: dict[Block, float]) -> State:
+        """Revert blocks, the most worthwhile first, until the budget holds or nothing is left to try."""
+        base, queue, size = state.candidate, list[Block](), 1
+        ranked_at: frozenset[Block] | None = None
+        all_ranked = True  # or only until one promised to be enough
+        everything = False  # whether what is left was tried as a whole
+        iterations = 0
+        while not state.holds:
+            left = [block for block in blocks if block not in state.blocks]
+            if not left or (everything and not queue):
+                self.stopped = "there is nothing left to revert" if not left else "no further reversion helps"
+                break
+            if iterations == self.settings.max_iter_num:
+                self.stopped = f"accuracy_aware.max_iter_num, which is {iterations}, is reached"
+                break
+            if not queue:
+                again = ranked_at == frozenset(state.blocks)  # what was ranked failed from here
+                everything = again and all_ranked
+                queue, size = (left, len(left)) if everything else (self._ranked(base, state, left, noise, thorough=again), 1)
+                ranked_at, all_ranked = frozenset(state.blocks), len(queue) == len(left)
+            # Where the best of a part brings less than it promised, others are ranked anew: from where it led, or all of them.
+            step, queue = queue[:size], queue[size:] if all_ranked else []
+            iterations += 1
+            tried = (*state.blocks, *step)
+            careful = self.settings.use_prev_if_drop_increase
+            new = self._evaluated(reverted(base, tried), tried, self._stop(state, state.excess) if careful else None, state)
+            if new is not None and (new.excess <= state.excess or not careful):
+                self._told(REVERT, _layers(step), new, new, _why_accepted(new, state))
+                state, size = new, 2 * size
+                continue
+            self._told(REVERT, _layers(step), new, state, WORSE, reverted_layers=len(_layers(tried)))
+            if len(step) > 1 and not everything:
+                queue, size = [*step, *queue], 1  # each by itself
+        return state
+
+    def _ranked(self, base: Candidate, state: State, blocks: Sequence[Block], noise: dict[Block, float], *, thorough: bool) -> list[Block]:
+        """Blocks by what their reversion from `state` brings on the samples that it loses most on.
+
+        thorough: all blocks, as the best of a part has failed. Otherwise none beyond those among which one would be enough if it
+        changed nothing on other samples.
+        Enough at the upper end of the drop's confidence interval: a block that just keeps the budget on these samples is likely
+        to miss it on others, and a better one, often cheaper, may be among the rest.
+        """
+        problem, goal = self.session.problem, self.budget.worst(state.rows)
+        own_fp32 = {name: rows[list(self.positions)] for name, rows in problem.fp32.items()}
+        positions = self._hardest(state)[: subset_size(self.budget, own_fp32, state.rows, self._most_ranked())]
+
+        def with_block(block: Block) -> Candidate:
+            return reverted(base, (*state.blocks, block))
+
+        def enough(outcome: Outcome) -> bool:
+            expected = {name: rows.copy() for name, rows in state.rows.items()}
+            for name, rows in expected.items():
+                rows[np.searchsorted(self.positions, positions)] = outcome.rows[name]
+            return not thorough and self.budget.excess(expected) <= 0 and self.budget.sure(own_fp32, expected, self.confidence, self.seed)
+
+        scores = score_blocks(self._outcomes, problem, goal, positions, blocks, noise, with_block, enough)
+        before = goal.sign * goal.judge.value(self._own(state, positions)[goal.metric])
+        self._gains |= {block: (score - before) / goal.unit for block, score in scores.items()}
+        return ranked(scores, noise)
+
+    def _back(self, state: State, base: Candidate) -> None:
+        """Quantize reverted blocks again as long as the budget holds: what brought least first, of equals what costs most."""
+        queue, size = sorted(state.blocks, key=lambda block: (self._gains.get(block, 0.0), -block.cost)), 1
+        while queue:
+            step, queue = queue[:size], queue[size:]
+            kept = tuple(block for block in state.blocks if block not in step)
+            if self._failed(reverted(base, kept)):  # where the last reversion started from
+                queue, size = [*(step if len(step) > 1 else ()), *queue], 1
+                continue
+            new = self._evaluated(reverted(base, kept), kept, self._stop(state, 0.0), state)
+            if new is not None and new.holds:
+                self._told(REQUANTIZE, _layers(step), new, new, KEEPS)
+                state, size = new, 2 * size
+                continue
+            self._told(REQUANTIZE, _layers(step), new, state, NEEDED, reverted_layers=len(_layers(kept)))
+            if len(step) > 1:
+                queue = [*step, *queue]
+            size = 1
+
+    # --------------------------------------------------------------------------------------------------- evaluation
+
+    def _evaluated(
+        self, candidate: Candidate, blocks: Iterable[Block] = (), stop: BeyondReach | None = None, state: State | None = None
+    ) -> State | None:
+        """The candidate on the search samples, those first that `state` loses most on; None where `stop` gave it up."""
+        key = candidate_key(candidate)
+        if key not in self._known:
+            order = self.positions if state is None else self._hardest(state)
+            outcome = self._outcomes([Task(candidate, order, stop)])[0]
+            self._known[key] = None
+            if outcome.complete:
+                places = np.argsort(order)
+                rows = {name: values[places] for name, values in outcome.rows.items()}
+                self._known[key] = State(candidate, rows, self.budget.excess(rows))
+        known = self._known[key]
+        return known if known is None else replace(known, blocks=tuple(blocks))
+
+    def _failed(self, candidate: Candidate) -> bool:
+        """Whether the candidate is known not to keep the budget."""
+        known = self._known.get(key := candidate_key(candidate))
+        return key in self._known and (known is None or not known.holds)
+
+    def _outcomes(self, tasks: Sequence[Task]) -> list[Outcome]:
+        limit = self.settings.max_minutes
+        if limit is not None and self.session.spent_seconds >= 60 * limit:
+            raise _OutOfTime
+        return self.session.evaluate(tasks, lambda outcome: self.advance(1))
+
+    def _stop(self, state: State, excess: float) -> BeyondReach:
+        """Gives up models whose excess will be more than this.
+
+        A model may do better than FP32 on some samples: as much as `state` does so is granted to it, too.
+        """
+        bars = []
+        for goal, (metric, bar) in zip(self.budget.goals, self.budget.bars(excess), strict=True):
+            fp32, own = self.session.problem.fp32[metric][list(self.positions)], state.rows[metric]
+            gained = (goal.judge.score(own) > goal.judge.score(fp32)).reshape(-1, *[1] * (own.ndim - 1))
+            slack = goal.judge.value(np.where(gained, own, fp32)) - goal.judge.value(fp32)
+            bars.append((metric, bar - goal.sign * max(0.0, goal.sign * slack)))
+        return BeyondReach(tuple(bars))
+
+    def _hardest(self, state: State) -> tuple[int, ...]:
+        """The search samples, those first that `state` loses most on."""
+        fp32 = {name: rows[list(self.positions)] for name, rows in self.session.problem.fp32.items()}
+        return tuple(self.positions[index] for index in hardest(self.budget, fp32, state.rows))
+
+    def _own(self, state: State, positions: Sequence[int]) -> Rows:
+        """The rows of some of the search samples."""
+        places = np.searchsorted(self.positions, positions)
+        return {name: rows[places] for name, rows in state.rows.items()}
+
+    def _most_ranked(self) -> int:
+        return self.settings.ranking_subset_size or RANKING_SUBSET
+
+    def _frozen(self, candidate: Candidate) -> Candidate:
+        """The candidate with the biases that inference finds for it, so that they are found once and not for every reversion."""
+        correction = candidate.bias_correction
+        if not correction.enabled or correction.use_fast_bias or candidate.corrections:
+            return candidate
+        return replace(candidate, corrections=tuple(build_candidate(self.session.problem, candidate)[1].corrections))
+
+    def _told(
+        self, phase: str, layers: Sequence[str], new: State | None, chosen: State, why: str, reverted_layers: int | None = None
+    ) -> None:
+        """Remember the best model and write the trace. new: what was tried, None: given up early; chosen: where it goes on."""
+        if new is not None and (self.best is None or _order(new) < _order(self.best)):
+            self.best = new
+        count = reverted_layers if reverted_layers is not None else len(new.layers) if new else 0
+        drops = None if new is None else self.budget.drops(new.rows)
+        if new is None:
+            why = f"{why}, given up early"
+        step = Step(len(self.trace), phase, tuple(layers), count, drops, chosen is new, why)
+        self.trace.append(step)
+        self.notice(step)
+
+
+def _layers(blocks: Iterable[Block]) -> tuple[str, ...]:
+    return tuple(layer for block in blocks for layer in block.layers)
+
+
+def _why_accepted(new: State, state: State) -> str:
+    if new.holds:
+        return KEEPS
+    if new.excess < state.excess:
+        return BETTER
+    return NO_WORSE if new.excess == state.excess else WORSE_KEPT
+
+
+def _order(state: State) -> tuple[float, float]:
+    """Less is better: of models that keep the budget the one that gives least back, of others the one closest to it."""
+    return max(state.excess, 0.0), state.cost

@@ -1,0 +1,1 @@
+"""The search with TPE for the fastest configuration within an accuracy budget."""

@@ -1,0 +1,1 @@
+"""Jobs of a sweep: copies of the project, their results, and the comparison of these."""

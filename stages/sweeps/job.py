@@ -1,0 +1,387 @@
+"""One job of a sweep: a copy of the project with parameters of its own, in which `dvc repro` runs.
+
+A copy has its own params.yaml, dvc.lock and build/. It shares DVC's cache with its cache of runs, what build/ remembers beside
+results (`SHARED`), the MLflow store, and the user's data and models, which are linked and not copied.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import fcntl
+import os
+import re
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import chdir, contextmanager, suppress
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from stages import track
+from stages.common import artifacts
+from stages.common.errors import UserError
+from stages.config import load_config
+from stages.stage import die_with, parent_of
+
+# Never part of a copy: results and stores, which grow, and hidden files but DVC's own. Nor dvc.lock: what has been done is found in
+# the cache of runs, and the shorter the file, the less DVC reads and writes per stage.
+LEFT_OUT = {"build", "dvc.lock", "dvc_plots", "mlartifacts", "mlruns", "multirun", "outputs"}
+HIDDEN = (".dvcignore",)
+SHARED = (".baseline", ".journal", ".models")  # of build/: caches and journals that may be used by many at once
+LARGEST_COPY = 1_000_000  # bytes; larger files are linked
+SWEEP = "SWEEP_PROCESS"  # in the environment of jobs: the number of the sweep's process
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a job needs to know.
+
+    Attributes:
+        number: Counted from 0, as Hydra does; also the name of the job's folder.
+        differences: What sets it apart from the other jobs, e.g. `preset=mixed`.
+        overrides: All of the command line's for this job.
+        cuts: Stages up to which other jobs do the same, and under which name: they wait for each other there.
+        tracking_uri: The MLflow store in a file, which belongs to the project and not to the copy; None: what the configuration says.
+        error: What is wrong with its configuration: it will not run.
+    """
+
+    number: int
+    differences: tuple[str, ...]
+    overrides: tuple[str, ...]
+    cuts: tuple[tuple[str, str], ...] = ()
+    tracking_uri: str | None = None
+    error: str | None = None
+
+    @property
+    def label(self) -> str:
+        """What it is called in tables."""
+        return " ".join(self.differences) or "params.yaml"
+
+    @property
+    def run_name(self) -> str:
+        """What its MLflow run is called: words without their keys, because the UI cuts names at about 20 characters."""
+        parts = [difference.partition("=") for difference in self.differences]
+        return " ".join(
+            value if re.match(r"[a-z]\w*$", value) and value not in ("true", "false", "null") else f"{key}={value}"
+            for key, _, value in parts
+        )
+
+
+@dataclass(frozen=True)
+class Result:
+    """How a job ended.
+
+    Attributes:
+        error: None when it succeeded, else one line.
+        seconds: Wall time.
+        stages: The stages that ran, and did not come from the cache.
+        run: Its MLflow run; None where nothing is logged.
+    """
+
+    error: str | None
+    seconds: float
+    stages: tuple[str, ...] = ()
+    run: track.Run | None = None
+
+
+# ------------------------------------------------------------------------------------------------ files of a sweep
+
+
+def folder_of(sweep: Path, number: int) -> Path:
+    """The copy of the project in which a job runs."""
+    return sweep / str(number)
+
+
+def log_of(sweep: Path, number: int) -> Path:
+    """What DVC and the stages of a job said."""
+    return sweep / f"{number}.log"
+
+
+def write(sweep: Path, job: Job) -> None:
+    """Write down what `run` is to do."""
+    artifacts.write_json(sweep / f"{job.number}.job.json", dataclasses.asdict(job))
+
+
+def read(sweep: Path, number: int) -> Job:
+    """What `write` wrote."""
+    values = artifacts.read_json(sweep / f"{number}.job.json")
+    lists = {name: tuple(values[name]) for name in ("differences", "overrides")}
+    return Job(**{**values, **lists, "cuts": tuple((stage, name) for stage, name in values["cuts"])})
+
+
+def write_result(sweep: Path, number: int, result: Result) -> None:
+    """Write down how a job ended."""
+    artifacts.write_json(sweep / f"{number}.result.json", dataclasses.asdict(result))
+
+
+def result_of(sweep: Path, number: int) -> Result:
+    """How a job ended; one that left no word was killed, or never started."""
+    path = sweep / f"{number}.result.json"
+    if not path.exists():
+        return Result("was killed, or found the disk full" if log_of(sweep, number).exists() else "did not start", 0.0)
+    values = artifacts.read_json(path)
+    return Result(values["error"], values["seconds"], tuple(values["stages"]), track.Run(*values["run"]) if values["run"] else None)
+
+
+# ------------------------------------------------------------------------------------------------ the copy
+
+
+def copy_project(project: Path, target: Path, params: str, cache: Path, named: Sequence[str] = ()) -> None:
+    """Make a copy of the project in which DVC can run.
+
+    Args:
+        project: Its root.
+        target: The copy's folder, below which there may be nothing.
+        params: Content of the copy's params.yaml.
+        cache: DVC's cache.
+        named: Paths relative to the project that the configuration or dvc.yaml names: what the copy lacks of them is linked.
+    """
+    target.mkdir(parents=True)
+    for path in sorted(project.iterdir()):
+        hidden = path.name.startswith(".") and path.name not in HIDDEN
+        if not hidden and path.name not in LEFT_OUT and not path.name.startswith("mlflow.db"):
+            _place(path, target / path.name)
+    (target / "params.yaml").unlink(missing_ok=True)
+    (target / "params.yaml").write_text(params, encoding="utf-8")
+    _configure_dvc(project / ".dvc", target / ".dvc", cache)
+    for name in SHARED:
+        (project / artifacts.BUILD / name).mkdir(parents=True, exist_ok=True)
+        (target / artifacts.BUILD).mkdir(exist_ok=True)
+        (target / artifacts.BUILD / name).symlink_to((project / artifacts.BUILD / name).resolve())
+    for name in named:
+        _link(project, target, name)
+
+
+def _place(source: Path, target: Path) -> None:
+    """Copy what may be edited while the job runs, and what is found by its place; link the rest."""
+    if source.is_file() and not source.is_symlink():
+        if source.suffix == ".dvc":
+            return  # its data is linked, and not DVC's to touch from here
+        if source.stat().st_size <= LARGEST_COPY:
+            shutil.copy2(source, target)
+        else:
+            target.symlink_to(source.resolve())
+    elif source.is_dir() and not source.is_symlink() and _is_code(source):
+        target.mkdir()
+        for path in sorted(source.iterdir()):
+            _place(path, target / path.name)
+    else:
+        target.symlink_to(source.resolve())
+
+
+def _is_code(folder: Path) -> bool:
+    """Whether a folder holds Python or YAML files, and is no virtual environment."""
+    if (folder / "pyvenv.cfg").exists():
+        return False
+    return any(Path(name).suffix in (".py", ".yaml") for _, _, names in os.walk(folder) for name in names)
+
+
+def _configure_dvc(source: Path, target: Path, cache: Path) -> None:
+    """DVC's configuration of the copy: the project's own, but for the shared cache and no git around it."""
+    from configobj import ConfigObj  # DVC's own format
+
+    target.mkdir()
+    for name in ("config", "config.local"):
+        if (source / name).exists():
+            shutil.copy2(source / name, target / name)
+    local = ConfigObj(str(target / "config.local"), write_empty_values=True)
+    local.setdefault("core", {})["no_scm"] = True
+    # Hard links: a job's results cost no second copy of what is in the cache. Stages replace files and never write into them.
+    local.setdefault("cache", {}).update({"dir": str(cache), "type": "reflink,hardlink,copy"})
+    local.write()
+
+
+def _link(project: Path, copy: Path, path: str) -> None:
+    """Make a relative path that exists in the project lead to the same place in the copy.
+
+    Raises:
+        UserError: something else is in its way.
+    """
+    parts = Path(path).parts
+    if not (project / path).exists() or parts[0] == artifacts.BUILD.name:
+        return
+    # The first folder on the way that the copy lacks, and not only the file: a model's weights are beside it.
+    for length in range(1, len(parts) + 1):
+        way = Path(*parts[:length])
+        if not (copy / way).exists():
+            beside = [other.name for other in (project / way.parent).iterdir() if other.is_file()] if length == len(parts) else []
+            for name in {way.name, *beside}:
+                with suppress(FileExistsError):  # another job has made it
+                    (copy / way.parent / name).symlink_to((project / way.parent / name).resolve())
+            break
+    if ".." in parts and (copy / path).resolve() != (project / path).resolve():
+        raise UserError(f"{path}: from {copy} this relative path leads to {(copy / path).resolve()}; give an absolute path")
+
+
+def cache_folder(project: Path) -> Path:
+    """DVC's cache of a project.
+
+    Raises:
+        UserError: the folder is no DVC project, or its configuration cannot be read.
+    """
+    from dvc.exceptions import DvcException
+    from dvc.repo import Repo
+
+    try:
+        with Repo(str(project)) as repo:
+            return Path(repo.cache.local_cache_dir).resolve()
+    except DvcException as error:
+        raise UserError(f"DVC: {' '.join(str(error).split())}") from None
+
+
+def named_paths(project: Path, config: Any) -> list[str]:
+    """The relative paths that exist in the project, among the values of a configuration and the dependencies in dvc.yaml."""
+    stages = yaml.safe_load((project / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
+    words = {*_words(config), *_words([stage.get("deps", []) for stage in stages.values()])}
+    return sorted(word for word in words if _is_relative_path(project, word))
+
+
+def _words(values: Any) -> Iterator[str]:
+    if isinstance(values, str):
+        yield values
+    elif isinstance(values, Mapping):
+        for value in values.values():
+            yield from _words(value)
+    elif isinstance(values, list | tuple):
+        for value in values:
+            yield from _words(value)
+
+
+def _is_relative_path(project: Path, word: str) -> bool:
+    if not word or "\0" in word or len(word) > 1000 or Path(word).is_absolute():
+        return False
+    with suppress(OSError):  # a text too long for a name
+        return (project / word).exists()
+    return False
+
+
+# ------------------------------------------------------------------------------------------------ the run
+
+
+def task(_: object) -> None:
+    """What Hydra calls for each job, here or in another process; its own configuration is not needed."""
+    from hydra.core.hydra_config import HydraConfig
+
+    _die_with_the_sweep()
+    hydra = HydraConfig.get()
+    run(Path(hydra.sweep.dir), hydra.job.num)
+
+
+def run(sweep: Path, number: int) -> None:
+    """Run a job and write down how it ended, also where it fails: other jobs go on."""
+    job = read(sweep, number)
+    started = time.perf_counter()
+    error: str | None = "was interrupted"
+    stages: list[str] = []
+    logged = None
+    try:
+        error = job.error or _repro(sweep, job, stages)
+        if error is None:
+            logged = _log(sweep, job)
+    except (UserError, OSError) as problem:
+        error = " ".join(str(problem).split())
+    finally:
+        seconds = time.perf_counter() - started
+        try:
+            write_result(sweep, number, Result(error, round(seconds, 1), tuple(stages), logged))
+        except OSError as problem:  # a full disk: other jobs go on, and may find room
+            error = f"{error or 'done'}, but cannot say so: {problem.strerror}"
+    print(f"{job.number} {job.label}: {'done' if error is None else f'FAILED, {error}'} ({seconds:.0f} s)", flush=True)
+
+
+def _repro(sweep: Path, job: Job, stages: list[str]) -> str | None:
+    """`dvc repro` in the job's folder: None, or what went wrong. Adds the stages that ran to `stages`."""
+    with open(log_of(sweep, job.number), "w", encoding="utf-8") as log:
+        for stage, name in job.cuts:
+            with _only_one(sweep / ".locks" / name):
+                if (error := _dvc(sweep, job, ["repro", stage], log, stages)) is not None:
+                    return error
+        return _dvc(sweep, job, ["repro"], log, stages)
+
+
+def _dvc(sweep: Path, job: Job, arguments: Sequence[str], log: Any, stages: list[str]) -> str | None:
+    last = error = defect = ""
+    command = [sys.executable, "-m", "dvc", *arguments]
+    with subprocess.Popen(
+        command,
+        cwd=folder_of(sweep, job.number),
+        env=_environment(job),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+    ) as process:
+        assert process.stdout is not None
+        try:
+            for line in process.stdout:
+                log.write(line)
+                log.flush()
+                if match := re.match(r"Running stage '(\w+)'", line):
+                    stages.append(match[1])
+                    print(f"{job.number} {job.label}: {match[1]}", flush=True)
+                if re.match(r"\w+: error: ", line):
+                    error = line.strip()
+                if re.match(r"[\w.]+(Error|Exception)\b", line):  # the last line of a traceback
+                    defect = f"{stages[-1] if stages else 'dvc'}: {line.strip()}"
+                last = line.strip() or last
+        except BaseException:
+            process.terminate()
+            raise
+    if process.returncode == 0:
+        return None
+    return error or defect or last or f"dvc {' '.join(arguments)} failed with exit code {process.returncode}"
+
+
+def _environment(job: Job) -> dict[str, str]:
+    """Of DVC in the copy: this Python first in PATH, nothing of an enclosing DVC run, the sweep's MLflow."""
+    own = {name: value for name, value in os.environ.items() if not name.startswith("DVC_") or name == "DVC_NO_ANALYTICS"}
+    if job.tracking_uri:
+        own["MLFLOW_TRACKING_URI"] = job.tracking_uri
+    # Stages and mlflow find the same Python as this process, also where the environment is not activated.
+    return own | {track.LATER: "1", "PATH": os.pathsep.join([str(Path(sys.executable).parent), own.get("PATH", "")])}
+
+
+def _log(sweep: Path, job: Job) -> track.Run | None:
+    """Log a job's result from this process: MLflow takes seconds to import, and a sweep that runs its jobs here does so once."""
+    with chdir(folder_of(sweep, job.number)):
+        config = load_config()
+        if not config.tracking.enabled:
+            return None
+        run, _ = track.log(config, job.tracking_uri or track.tracking_uri(config), job.run_name)
+    return run
+
+
+def _die_with_the_sweep() -> None:
+    """End this process soon after the sweep above it has been killed; joblib's would go on for minutes, submitit's to their end.
+
+    DVC below it then ends with the first word that nobody reads. Jobs that a cluster has started are none of our business.
+    """
+    ancestors = partial(_ancestors_up_to, int(os.environ.get(SWEEP, 0)))
+    if (chain := ancestors()) and all(thread.name != SWEEP for thread in threading.enumerate()):
+        die_with(chain, ancestors, SWEEP)
+
+
+def _ancestors_up_to(process: int) -> list[int]:
+    """The parent of this process and those above it, up to a certain one; empty where that one is not among them."""
+    chain = [os.getppid()]
+    with suppress(OSError):  # no /proc, or a process that has just ended
+        while chain[-1] not in (process, 0):
+            chain.append(parent_of(chain[-1]))
+    return chain if chain[-1] == process else []
+
+
+@contextmanager
+def _only_one(path: Path) -> Iterator[None]:
+    """Wait until no other job is in here: what one of them has built, the others get from DVC's cache."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield

@@ -1,0 +1,79 @@
+"""What `evaluate` reports of given per-sample values."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from stages.common.errors import UserError
+from stages.configuration.schema import Config, Evaluate
+from stages.runtime import evaluation_report
+from stages.runtime.metrics import Metric
+
+
+class Lower(Metric):
+    higher_is_better = False
+
+
+class Undefined(Metric):
+    def value(self, rows: np.ndarray) -> float:
+        return float("nan")
+
+
+CONFIG = Config(evaluate=Evaluate(primary_metric="exact", confidence=0.9))
+EXACT = {"fp32": [1, 1, 1, 0, 1], "default": [1, 1, 0, 0, 1], "int8": [1, 0, 0, 0, 1]}
+ERROR = {"fp32": [0.0] * 5, "default": [0.01] * 5, "int8": [0.1, 0.2, 0.3, 0.4, 0.5]}
+VALUES = {model: {"error": np.array(ERROR[model])[:, None], "exact": np.array(EXACT[model], float)[:, None]} for model in EXACT}
+
+
+def test_values_and_drops_by_hand() -> None:
+    judged = evaluation_report.judge(VALUES, {"error": Lower(), "exact": Metric()}, CONFIG)
+    assert list(judged) == ["exact", "error"]  # the primary one first
+    exact, error = judged["exact"], judged["error"]
+    assert (exact["fp32"], exact["default"], exact["int8"], exact["drop"]) == (0.8, 0.6, 0.4, 0.4)
+    assert exact["relative_drop"] == 0.5
+    assert exact["share"] is True
+    # Of five samples two differ: a resample has binomial(5, 0.4) of them, whose 5th and 95th percentiles are 0 and 4.
+    assert (exact["drop_low"], exact["drop_high"]) == (0.0, 0.8)
+    assert (error["int8"], error["drop"], error["relative_drop"]) == (0.3, 0.3, None)
+    assert error["higher_is_better"] is error["share"] is False
+    assert 0.1 < error["drop_low"] < 0.3 < error["drop_high"] < 0.5
+    assert evaluation_report.judge(VALUES, {"error": Lower(), "exact": Metric()}, CONFIG) == judged
+
+
+def test_an_undefined_metric_is_one_line() -> None:
+    with pytest.raises(UserError, match="metric exact is not a finite number for the fp32 model: nan"):
+        evaluation_report.judge(VALUES, {"exact": Undefined()}, CONFIG)
+
+
+def test_metrics_json_holds_numbers_only() -> None:
+    judged = evaluation_report.judge(VALUES, {"error": Lower(), "exact": Metric()}, CONFIG)
+    quantizers = {
+        "quantizers": [{"kind": "weights"}, {"kind": "activations"}, {"kind": "activations"}],
+        "float": [{"name": "a", "port": 0}, {"name": "a", "port": 1}, {"name": "b", "port": None}],
+    }
+    corrections: dict[str, list[dict]] = {"corrected": [{}, {}], "left": [{}]}
+    found = evaluation_report.metrics({"metrics": judged, "size_bytes": {"fp32": 2_000_000, "int8": 500_000}}, quantizers, corrections)
+    assert found["size_mb"] == {"fp32": 2.0, "int8": 0.5}
+    assert found["quantizers"] == {"weights": 1, "activations": 2}
+    assert (found["float"], found["biases"]) == (2, {"corrected": 2, "left": 1})
+    assert set(found["metric"]["exact"]) == {"int8", "fp32", "default", "drop", "drop_low", "drop_high", "relative_drop"}
+    assert "relative_drop" not in found["metric"]["error"]
+
+
+def test_noise_is_sorted_and_leaves_out_what_has_none() -> None:
+    rows = [{"layer": name, "kind": "weights", "sqnr_db": ratio, "bits": 8} for name, ratio in (("a", 30.0), ("b", None), ("c", 10.0))]
+    assert evaluation_report.noise(rows) == [
+        {"layer": "c", "kind": "weights", "sqnr_db": 10.0},
+        {"layer": "a", "kind": "weights", "sqnr_db": 30.0},
+    ]
+
+
+@pytest.mark.parametrize(("default", "models"), [("bf16", ["FP32 (f32)", "FP32 (bf16, default)", "INT8"]), ("f32", ["FP32 (f32)", "INT8"])])
+def test_accuracy_against_speed(default: str, models: list[str]) -> None:
+    speed = {"latency_ms": {"fp32": {"median": 4.0}, "default": {"median": 3.0}, "int8": {"median": 1.0}}}
+    evaluation = {"metrics": {"exact": {"fp32": 0.8, "default": 0.7, "int8": 0.6}}, "precisions": {"default": default}}
+    found = evaluation_report.accuracy_speed(evaluation, speed, CONFIG)
+    assert [row["model"] for row in found] == models
+    assert found[-1] == {"model": "INT8", "latency_ms": 1.0, "accuracy": 0.6}
+    assert evaluation_report.accuracy_speed(evaluation, {}, CONFIG) == []

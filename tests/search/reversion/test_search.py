@@ -1,0 +1,268 @@
+"""Greedy reversion: what it reverts, keeps, undoes, tries again and gives up."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+
+from stages.search.candidates import Candidate, candidate_key
+from stages.search.evaluator import Task
+from stages.search.journal import Journal
+from stages.search.reversion import ranking
+from stages.search.reversion.blocks import reverted
+from tests.search.problems import small_candidate
+from tests.search.reverting import budget_of, culprit_problem, searched
+from tests.search.scripted import COUNT, additive, returned, run_script
+
+# ----------------------------------------------------------------------------------------- on real nets
+
+
+@pytest.fixture(scope="module")
+def journal(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One journal for the whole module: what a test evaluated, the next one remembers."""
+    return tmp_path_factory.mktemp("journal")
+
+
+@pytest.mark.parametrize("culprit", [1, 3, 5])
+def test_the_culprit_is_reverted_first_and_alone(culprit: int, journal: Path) -> None:
+    problem = culprit_problem(80, culprit)
+    found = searched(problem, budget_of(problem, accuracy=0.07), journal=journal)
+    assert found.steps == [("base", (), True), ("revert", (f"conv{culprit}",), True)]
+    assert found.best.holds and found.best.layers == (f"conv{culprit}",)
+    assert found.search.stopped == ""
+
+
+def test_nothing_is_reverted_where_the_budget_holds_anyway(journal: Path) -> None:
+    problem = culprit_problem(80)
+    found = searched(problem, budget_of(problem, accuracy=0.5), journal=journal, tune_hyperparams=True)
+    assert found.steps == [("base", (), True)]
+    assert found.best.holds and candidate_key(found.best.candidate) == candidate_key(small_candidate(problem))
+
+
+def test_all_metrics_must_hold_in_their_own_direction(journal: Path) -> None:
+    problem = culprit_problem(80)
+    loose = searched(problem, budget_of(problem, accuracy=0.07, error=0.06), journal=journal).best
+    assert loose.layers == ("conv3",)
+    tight = searched(problem, budget_of(problem, accuracy=0.07, error=0.03), journal=journal).best
+    assert tight.holds and len(tight.layers) > 1
+    assert problem.metrics["error"].value(tight.rows["error"]) <= 0.03
+
+
+def test_what_a_large_step_reverted_for_nothing_is_quantized_again(journal: Path) -> None:
+    problem = culprit_problem(80)
+    budget = budget_of(problem, error=0.02)
+    found = searched(problem, budget, journal=journal)
+    assert found.best.holds and ("re-quantize", True) in {(phase, accepted) for phase, _, accepted in found.steps}
+    # No reverted block could be spared.
+    for block in found.best.blocks:
+        others = [other for other in found.best.blocks if other is not block]
+        assert found.search._failed(reverted(small_candidate(problem), others))
+
+
+def test_only_activations_are_restored(journal: Path) -> None:
+    problem = culprit_problem(80)
+    found = searched(problem, budget_of(problem, accuracy=0.07), journal=journal, restore="activations")
+    left = {(place.name, place.port) for quantizer in found.best.candidate.plan.quantizers for place in quantizer.layers}
+    assert ("conv3", 1) in left and ("conv3", 0) not in left
+
+
+def test_a_search_that_was_killed_goes_on_and_evaluates_nothing_again(tmp_path: Path) -> None:
+    problem = culprit_problem(40)
+    budget = budget_of(problem, error=0.02)
+    whole = searched(problem, budget, journal=tmp_path / "whole")
+    total = whole.session.evaluated
+    assert total > 10
+    done = 0
+
+    class Killed(BaseException):
+        pass
+
+    for points in (1, 4, 9, total - 1):
+
+        def kill(count: int, end: int = points) -> None:
+            nonlocal done
+            done += count
+            if done == end:
+                raise Killed
+
+        with pytest.raises(Killed):
+            searched(problem, budget, journal=tmp_path / "killed", advance=kill)
+        assert done == points
+    again = searched(problem, budget, journal=tmp_path / "killed")
+    assert again.session.evaluated == total - done
+    assert again.search.trace == whole.search.trace
+    assert candidate_key(again.best.candidate) == candidate_key(whole.best.candidate)
+    with Journal(problem.key, "count", tmp_path / "killed") as written:
+        assert len(written.known) == total
+    lines = (tmp_path / "killed" / problem.key / "test.jsonl").read_text().splitlines()
+    assert len(lines) == total
+
+
+def test_held_out_samples_are_never_looked_at(tmp_path: Path) -> None:
+    problem, seen = culprit_problem(80), set[int]()
+    positions = tuple(range(0, 80, 2))
+
+    def look(task: Task) -> None:
+        assert task.positions is not None
+        seen.update(task.positions)
+
+    searched(problem, budget_of(problem, accuracy=0.05), positions=positions, evaluated=look, journal=tmp_path)
+    assert seen == set(positions)
+
+
+# ------------------------------------------------------------------------------------------- on scripted outcomes
+
+
+def test_steps_grow_while_they_succeed_and_stop_when_the_budget_holds() -> None:
+    found, _ = run_script(additive(conv0=10, conv1=9, conv2=8, conv3=6, conv4=1), allowed=0.1)
+    forth = [set(step.layers) for step in found.search.trace if step.phase == "revert"]
+    assert forth == [{"conv0"}, {"conv1", "conv2"}, {"conv3", "conv4", "conv5", "head"}]
+    assert found.best.layers == ("conv0", "conv1", "conv2", "conv3")
+
+
+@pytest.mark.parametrize(("gain", "chosen"), [(33, "head"), (40, "conv3")])
+def test_a_ranking_ends_early_only_where_a_block_is_sure_to_be_enough(gain: int, chosen: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """conv3 is the noisiest block. 7 of 80 wrong answers are within the 8 that are allowed, but on other samples they may be 12."""
+    monkeypatch.setattr(ranking, "BATCH", 2)
+    found, session = run_script(additive(conv3=gain, head=40), allowed=0.1)
+    assert found.best.layers == (chosen,)
+    ranked = {returned(task.candidate) for task in session.asked if task.positions is not None and len(task.positions) < COUNT}
+    assert len(ranked) == {"conv3": 2, "head": 4}[chosen]  # in twos
+
+
+def test_success_on_the_last_allowed_iteration_is_success() -> None:
+    found, _ = run_script(additive(conv3=35), max_iter_num=1)
+    assert (found.best.holds, found.best.layers, found.search.stopped) == (True, ("conv3",), "")
+
+
+def test_the_best_model_so_far_is_the_result_where_iterations_run_out() -> None:
+    found, _ = run_script(additive(conv3=10, conv1=9), max_iter_num=1)
+    assert not found.best.holds
+    assert found.best.layers == ("conv3",)
+    assert found.search.stopped == "accuracy_aware.max_iter_num, which is 1, is reached"
+
+
+def worse_together(candidate: Candidate, reverted: frozenset[str]) -> int:
+    """conv1 and conv2 help by themselves; conv2 hurts where conv1 is in floating point already."""
+    wrong = 40 - 12 * ("conv1" in reverted) - 10 * ("conv2" in reverted) - 9 * ("conv3" in reverted) - 8 * ("conv4" in reverted)
+    return min(60, wrong + 25 * ({"conv1", "conv2"} <= reverted))
+
+
+def test_a_step_that_makes_it_worse_is_undone_and_not_tried_again_from_there() -> None:
+    found, session = run_script(worse_together, allowed=11 / COUNT)
+    assert found.best.holds and set(found.best.layers) == {"conv1", "conv3", "conv4"}
+    undone = [step for step in found.search.trace if step.phase == "revert" and not step.accepted]
+    assert undone and all(step.why.startswith("worse: undone") for step in undone)
+    whole = session.whole()
+    assert len(whole) == len(set(whole))  # no model twice
+
+
+def test_a_worse_step_is_kept_on_request_but_is_not_the_result() -> None:
+    hurts = additive(conv1=12, conv2=-10)  # conv2 is reverted together with others
+    careful, _ = run_script(hurts, allowed=0.01)
+    careless, _ = run_script(hurts, allowed=0.01, use_prev_if_drop_increase=False)
+    assert {step.accepted for step in careless.search.trace} == {True}
+    assert "worse: kept, as use_prev_if_drop_increase is false" in {step.why for step in careless.search.trace}
+    assert False in {step.accepted for step in careful.search.trace}
+    assert careless.best.excess == careful.best.excess == pytest.approx((28 / COUNT - 0.01) / 0.01)
+    assert careless.best.layers == careful.best.layers == ("conv1",)
+
+
+def test_everything_is_reverted_before_it_is_given_up() -> None:
+    def only_together(candidate: Candidate, reverted: frozenset[str]) -> int:
+        return 0 if len(reverted) == 7 else 40 + len(reverted)
+
+    found, _ = run_script(only_together)
+    assert found.best.holds and len(found.best.layers) == 7
+
+
+def test_a_budget_that_cannot_be_met_gives_the_best_model_and_the_reason() -> None:
+    found, _ = run_script(lambda candidate, reverted: 30 if "conv4" in reverted else 40)
+    assert not found.best.holds
+    assert found.best.layers == ("conv4",)  # not what was reverted for nothing besides
+    assert found.search.stopped in ("there is nothing left to revert", "no further reversion helps")
+
+
+def test_time_that_is_used_up_ends_the_search_with_the_best_model() -> None:
+    script = additive(conv0=10, conv1=9, conv2=8, conv3=6)
+    found, session = run_script(script, allowed=0.1, max_minutes=0.2, seconds=1.3)  # 12 of 1 + 7 + 1 + 1 ...
+    assert (found.best.layers and not found.best.holds) or found.search.stopped
+    assert found.search.stopped == "accuracy_aware.max_minutes, which is 0.2, is used up"
+    assert 12 <= session.spent_seconds <= 12 + 1.3 * 7
+    unlimited, longer = run_script(script, allowed=0.1, seconds=1.3)
+    assert unlimited.search.stopped == "" and longer.spent_seconds > session.spent_seconds
+
+
+@pytest.mark.parametrize(("size", "expected"), [(None, 40), (35, 35), (7, 7)])
+def test_at_most_so_many_of_the_hardest_samples_rank(size: int | None, expected: int) -> None:
+    _, session = run_script(additive(conv3=36), ranking_subset_size=size)
+    ranking = [task.positions for task in session.asked[1:8]]
+    assert {len(positions or ()) for positions in ranking} == {expected}
+    assert all(set(positions or ()) <= set(range(40)) for positions in ranking)  # those that were lost
+
+
+def test_the_cheapest_accuracy_is_quantized_again_first() -> None:
+    found, _ = run_script(additive(conv0=12, conv1=10, conv2=8, conv3=4, conv4=3, conv5=2, head=1), allowed=8 / COUNT)
+    back = [step for step in found.search.trace if step.phase == "re-quantize"]
+    assert back[0].layers == ("head",)
+    assert found.best.holds and found.best.layers == ("conv0", "conv1", "conv2", "conv3")[: len(found.best.layers)]
+
+
+# ----------------------------------------------------------------------------------- before any layer is given up
+
+
+def test_the_mixed_preset_is_kept_only_if_it_is_better() -> None:
+    problem = culprit_problem(COUNT)
+    mixed = dataclasses.replace(small_candidate(problem, preset="mixed"), label="mixed preset")
+
+    def asymmetric(candidate: Candidate) -> bool:
+        return any(not quantizer.scheme.symmetric for quantizer in candidate.plan.quantizers)
+
+    good, _ = run_script(lambda candidate, reverted: 5 if asymmetric(candidate) else 40, mixed=mixed)
+    assert good.steps == [("base", (), True), ("mixed preset", (), True)]
+    assert asymmetric(good.best.candidate) and good.best.holds
+    bad, _ = run_script(lambda candidate, reverted: 50 if asymmetric(candidate) else 0 if "conv2" in reverted else 40, mixed=mixed)
+    assert bad.steps[:2] == [("base", (), True), ("mixed preset", (), False)]
+    assert not asymmetric(bad.best.candidate) and bad.best.layers == ("conv2",)
+
+
+def quantile(candidate: Candidate, probability: float) -> bool:
+    return any(q.estimator.max.outlier_prob == probability for q in candidate.plan.quantizers if q.kind == "activations")
+
+
+def test_range_estimators_and_bias_correction_are_tuned_before_layers_are_given_up() -> None:
+    def wrong(candidate: Candidate, reverted: frozenset[str]) -> int:
+        return 40 - 20 * quantile(candidate, 1e-3) - 15 * (not candidate.bias_correction.use_fast_bias)
+
+    found, _ = run_script(wrong, tune_hyperparams=True)
+    assert found.best.holds and found.best.layers == ()
+    assert quantile(found.best.candidate, 1e-3) and not found.best.candidate.bias_correction.use_fast_bias
+    assert found.best.candidate.corrections  # found once
+    assert found.steps == [("base", (), True), ("hyperparameters", (), True)]
+    _, session = run_script(wrong)
+    assert all(task.candidate.bias_correction.use_fast_bias and not quantile(task.candidate, 1e-3) for task in session.asked)
+
+
+@pytest.mark.parametrize(("size", "expected"), [(None, COUNT), (7, 7)])
+def test_hyperparameters_are_tuned_on_at_most_so_many_of_the_hardest_samples(size: int | None, expected: int) -> None:
+    _, session = run_script(additive(conv3=36), tune_hyperparams=True, ranking_subset_size=size)
+    tried = [task for task in session.asked[1:] if not returned(task.candidate)]
+    assert len(tried) >= 3 and {len(task.positions or ()) for task in tried} == {expected}
+
+
+def test_tuned_hyperparameters_that_are_no_better_on_all_samples_are_not_taken() -> None:
+    # Better on the hardest samples only: what it wins there it loses elsewhere, which the base model gets right.
+    problem = culprit_problem(COUNT)
+    base = small_candidate(problem)
+
+    class Moody:
+        def __call__(self, candidate: Candidate, reverted: frozenset[str]) -> int:
+            return 41 if quantile(candidate, 1e-4) and not reverted else 40 if not reverted else 0
+
+    found, _ = run_script(Moody(), tune_hyperparams=True)
+    assert [step.phase for step in found.search.trace].count("hyperparameters") <= 1
+    assert not quantile(found.best.candidate, 1e-4)
+    assert candidate_key(base) != candidate_key(found.best.candidate)
+    assert returned(found.best.candidate)
