@@ -15,7 +15,7 @@ import platform
 from typing import TYPE_CHECKING, Any
 
 from stages.common import artifacts
-from stages.config import create
+from stages.configuration.loading import create
 from stages.configuration.schema import Config
 from stages.stage import run
 

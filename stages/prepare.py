@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from stages.common import artifacts
 from stages.common.errors import UserError
-from stages.config import create
+from stages.configuration.loading import create
 from stages.configuration.schema import Config
 from stages.stage import run
 

@@ -17,10 +17,10 @@ from pathlib import Path
 
 from stages.common import artifacts
 from stages.common.errors import UserError
-from stages.config import PARAMS
+from stages.configuration.composition import PARAMS
 from stages.stage import fail
-from stages.sweep import SWEEPS
 from stages.sweeps import job
+from stages.sweeps.preparation import SWEEPS
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

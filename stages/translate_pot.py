@@ -21,7 +21,8 @@ import yaml
 from stages.common import artifacts
 from stages.common.errors import UserError
 from stages.pot.reading import read_pot
-from stages.pot.translation import Remark, Translation, nested, translate
+from stages.pot.result import Remark, Translation
+from stages.pot.translation import nested, translate
 from stages.stage import fail
 
 NAME = "translate_pot"

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from stages.common import artifacts
 from stages.common.errors import UserError
-from stages.config import load_config
+from stages.configuration.loading import load_config
 from stages.configuration.schema import Config
 from stages.stage import fail, run
 

@@ -15,7 +15,7 @@ import pytest
 
 from stages import accuracy_aware
 from stages.common.errors import UserError
-from stages.config import load_config
+from stages.configuration.loading import load_config
 from stages.configuration.schema import AccuracyAware, BudgetMetric, Cluster, Config
 from stages.runtime.metrics import Accuracy, ReferenceError
 from stages.search.reversion.budget import Budget, Goal, Parts, divide
@@ -40,7 +40,7 @@ BEFORE = ("prepare", "collect_statistics", "quantize", "correct_bias", "evaluate
 RUN = """\
 import importlib, sys
 from stages import config
-from stages.config import load_config
+from stages.configuration.loading import load_config
 from stages.stage import guarded
 config.main()
 for name in sys.argv[1:]:

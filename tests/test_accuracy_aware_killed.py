@@ -21,7 +21,7 @@ import pytest
 
 from stages import accuracy_aware, config
 from stages.common.artifacts import file_sha256
-from stages.config import load_config
+from stages.configuration.loading import load_config
 from stages.configuration.schema import Cluster
 from tests.project import ROOT, Project
 from tests.test_accuracy_aware import CALIBRATION, KEYS, OPTIONS, WRITTEN, journal_lines, made

@@ -14,8 +14,8 @@ import pytest
 from stages import promote, translate_pot
 from stages.common import artifacts
 from stages.configuration.overrides import Combination, combinations
-from stages.sweep import meetings
-from stages.sweeps import job
+from stages.sweeps import copies, job
+from stages.sweeps.preparation import meetings
 from tests.project import Outcome, Project
 from tests.sweeping import PARAMS, WORK, latest, stages_run, sweep, sweep_project
 
@@ -218,7 +218,7 @@ def original(tmp_path: Path) -> Iterator[Path]:
     ]:
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).write_text(name)
-    (root / "code" / "weights.bin").write_bytes(bytes(job.LARGEST_COPY + 1))
+    (root / "code" / "weights.bin").write_bytes(bytes(copies.LARGEST_COPY + 1))
     (root / "dvc.yaml").write_text("stages: {prepare: {deps: [data/a.npz]}}")
     (root / ".dvc" / "config").write_text("[core]\n    analytics = false\n")
     (tmp_path / "one" / "beside").mkdir()
@@ -230,10 +230,10 @@ def original(tmp_path: Path) -> Iterator[Path]:
 
 def test_a_copy_has_its_own_code_and_finds_the_users_files(original: Path) -> None:
     config = {"model": {"path": "../beside/net.onnx"}, "data": ["../near.onnx", ".hidden/b.npz", "no such file"], "text": "x" * 5000}
-    names = job.named_paths(original, config)
+    names = copies.named_paths(original, config)
     assert names == ["../beside/net.onnx", "../near.onnx", ".hidden/b.npz", "data/a.npz"]
     copy = original / "multirun" / "now" / "0"
-    job.copy_project(original, copy, "seed: 1\n", original / ".dvc" / "cache", names)
+    copies.copy_project(original, copy, "seed: 1\n", original / ".dvc" / "cache", names)
     for name in ("conf/config.yaml", "code/mine.py", "net.xml"):
         assert (copy / name).resolve() == copy / name
     for name in ("data/a.npz", "code/weights.bin", "environment/lib/z.py", *names):

@@ -18,7 +18,7 @@ import pytest
 
 from stages import config, tune
 from stages.common.errors import UserError
-from stages.config import load_config
+from stages.configuration.loading import load_config
 from stages.stage import guarded
 from tests.project import Project, copy_project
 from tests.test_evaluate import tiny_model

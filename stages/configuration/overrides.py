@@ -19,7 +19,7 @@ import yaml
 from stages.common.errors import ConfigError
 from stages.common.messages import show
 from stages.common.passwords import addresses, has_password, without_passwords
-from stages.config import CONF, PARAMS, choices, composing, merge
+from stages.configuration.composition import CONF, PARAMS, choices, composing, merge
 from stages.configuration.schema import MISSING
 
 if TYPE_CHECKING:

@@ -27,11 +27,11 @@ from stages.quantization.model.graph import (
     walk,
     weight_constant,
 )
+from stages.quantization.placement.alignment_pairs import alignment_candidates
 from stages.quantization.placement.ignored import ignored_operations
 from stages.quantization.placement.placing import ALREADY_QUANTIZED, FAKE_QUANTIZE, Placement, place, served
 from stages.quantization.placement.plan import Float, NotAligned, Place, Plan, Quantizer, TensorName
 from stages.quantization.placement.unify import unified_groups
-from stages.quantization.solution.alignment import alignment_candidates
 from stages.quantization.statistics.estimators import resolve_estimator
 from stages.quantization.statistics.points import has_channels
 from stages.quantization.statistics.store import Statistics

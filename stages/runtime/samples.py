@@ -10,7 +10,7 @@ import numpy as np
 
 from stages.common import artifacts
 from stages.common.errors import UserError
-from stages.config import create
+from stages.configuration.loading import create
 from stages.configuration.schema import Config
 from stages.runtime.datasets import Dataset, Identity, ModelInput, Samples
 

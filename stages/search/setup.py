@@ -11,8 +11,8 @@ import openvino as ov
 
 from stages.common import artifacts
 from stages.common.errors import UserError
-from stages.config import create
 from stages.configuration import schema
+from stages.configuration.loading import create
 from stages.configuration.schema import Config
 from stages.quantization.build import build, corrections_json, quantizers_json, save_model
 from stages.quantization.placement.plan import plan_from_json

@@ -26,8 +26,8 @@ from typing import Any
 import numpy as np
 
 from stages.common.units import ratio
-from stages.config import load_config
 from stages.configuration import schema
+from stages.configuration.loading import load_config
 from stages.runtime.latency import speed_up
 from stages.search.evaluator import build_candidate, time_models
 from stages.search.problem import Problem

@@ -6,11 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from stages import sweep, track
+from stages import sweep
 from stages.common.errors import UserError
 from stages.common.messages import show
 from stages.common.passwords import has_password, is_escaped, without_passwords, without_user
 from stages.configuration.overrides import combinations
+from stages.tracking import links, store
 from tests import built
 from tests.project import Project
 
@@ -124,19 +125,19 @@ def test_an_address_that_is_not_escaped_is_explained(monkeypatch: pytest.MonkeyP
     """Drivers would look for a host of which the password's rest is a part, and tell that they have not found it."""
     monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
     with pytest.raises(UserError, match=r"^MLFLOW_TRACKING_URI: special characters .* must be escaped: @ as %40"):
-        track.tracking_uri(built.config())
+        store.tracking_uri(built.config())
 
 
 def test_an_address_without_a_scheme_is_not_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "me:sekret@host/db")
     with pytest.raises(UserError, match=r"^MLFLOW_TRACKING_URI: no address; expected") as caught:
-        track.tracking_uri(built.config())
+        store.tracking_uri(built.config())
     assert SECRET not in str(caught.value)
 
 
 def test_the_link_to_compare_does_without_the_password() -> None:
     page = "#/experiments/7/runs?workflowType=machine_learning&compareRunsMode=CHART"
-    assert track.comparison("http://me:sekret@tracking:5000/", "7") == f"http://tracking:5000/{page}"
-    database = track.comparison("postgresql://me:sekret@host/db", "7")
+    assert links.comparison("http://me:sekret@tracking:5000/", "7") == f"http://tracking:5000/{page}"
+    database = links.comparison("postgresql://me:sekret@host/db", "7")
     assert database.splitlines()[0] == 'mlflow ui --backend-store-uri "$MLFLOW_TRACKING_URI"'
-    assert track.comparison("postgresql://me@host/db", "7").splitlines()[0] == "mlflow ui --backend-store-uri postgresql://me@host/db"
+    assert links.comparison("postgresql://me@host/db", "7").splitlines()[0] == "mlflow ui --backend-store-uri postgresql://me@host/db"

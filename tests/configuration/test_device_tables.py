@@ -10,8 +10,8 @@ import openvino as ov
 import pytest
 
 from stages.common.errors import ConfigError
-from stages.config import compose
 from stages.configuration import schema
+from stages.configuration.composition import compose
 from stages.configuration.target_device import Scheme, Target, choose, read_target
 from stages.configuration.validation import checked
 from stages.quantization.build import build

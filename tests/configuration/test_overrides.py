@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from stages.common.errors import ConfigError
-from stages.config import compose
+from stages.configuration.composition import compose
 from stages.configuration.overrides import edited
 from tests.project import Project
 

@@ -3,95 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
-import json
-import re
-import shutil
-import subprocess
-from collections.abc import Callable
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from stages.common import artifacts
-from stages.configuration.schema import BiasCorrection, Evaluate, Model, Package, Quantization
+from stages.configuration.schema import BiasCorrection, Evaluate
 from stages.report import page
 from stages.report.contents import contents
-from stages.report.tradeoff import HEIGHT, LABEL, Point, apart, picture, ticks
 from tests import built
-from tests.browser import FLAGS
-
-VOID = {"meta", "link", "br", "img", "input", "hr"}
-
-
-@pytest.fixture
-def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder with a finished build, outside any git repository; it is the current folder."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
-    built.write_build(tmp_path, built.config())
-    return tmp_path
-
-
-def edit(path: str, change: Callable[[Any], Any]) -> None:
-    file = Path("build") / path
-    content = json.loads(file.read_text())
-    file.write_text(json.dumps(change(content) or content))
-
-
-def primary(**changes: Any) -> Callable[[Any], None]:
-    """An edit of the primary metric in evaluation.json."""
-    return lambda evaluation: evaluation["metrics"]["exact_match"].update(changes)
+from tests.report.pages import edit, primary, rendered
 
 
 def verdict() -> str:
     return contents(built.config(), "key").verdict
-
-
-class Page(HTMLParser):
-    """The text of a page, its links and ids; fails on tags that are not closed."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.open: list[str] = []
-        self.words: list[str] = []
-        self.ids: set[str] = set()
-        self.links: list[str] = []
-        self.tags: set[str] = set()
-        self.feed(text)
-        assert self.open == []
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.add(tag)
-        if tag not in VOID:
-            self.open.append(tag)
-        for name, value in attrs:
-            if name == "id":
-                self.ids.add(str(value))
-            if name in ("href", "src", "srcset", "action", "data", "poster", "xlink:href"):
-                self.links.append(str(value))
-            assert not name.startswith("on"), f"{name} on {tag}"
-
-    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.handle_starttag(tag, attrs)
-        self.handle_endtag(tag)
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open.pop() == tag
-
-    def handle_data(self, data: str) -> None:
-        if self.open and self.open[-1] != "style":
-            self.words.append(data)
-
-    @property
-    def text(self) -> str:
-        return " ".join(" ".join(self.words).split())
-
-
-def rendered(config: Any = None) -> Page:
-    return Page(page.rendered(config or built.config(), "0123456789abcdef"))
 
 
 # ------------------------------------------------------------------------------------------------ what it says
@@ -342,153 +268,3 @@ def test_a_metric_without_labels_and_without_a_known_class(workspace: Path) -> N
     config = dataclasses.replace(built.config(), metric={"error": {"_target_": "nowhere.Mine"}}, evaluate=Evaluate(primary_metric="error"))
     edit("evaluate/evaluation.json", lambda evaluation: evaluation["metrics"].pop("exact_match") and None)
     assert "it changes error from 0 to 0.04, lower is better (drop 95 % confidence interval 0.039 to 0.0412)" in rendered(config).text
-
-
-# ------------------------------------------------------------------------------------------------ the page
-
-
-def test_nothing_is_loaded_and_every_link_leads_somewhere(workspace: Path) -> None:
-    text = page.rendered(built.config(), "key")
-    shown = Page(text)
-    assert {"script", "link", "img", "iframe"} & shown.tags == set()
-    assert all(link.startswith("#") and link[1:] in shown.ids for link in shown.links)
-    assert len(shown.links) == 7
-    assert "url(" not in text and "@import" not in text
-
-
-def test_names_are_text_not_markup(workspace: Path) -> None:
-    evil = "<img src=x onerror=alert(1)>&amp;\"'"
-    model = Model(name=evil, package=Package(requirement="a==1", member="b"), sha256="0" * 64)
-    edit("evaluate/layers.json", lambda rows: [row | {"layer": evil, "type": evil, "float_reason": evil} for row in rows])
-    edit("evaluate/evaluation.json", lambda evaluation: evaluation | {"metrics": {evil: evaluation["metrics"]["exact_match"]}})
-    edit("prepare/model.json", lambda model: model | {"source": evil})
-    (workspace / "params.yaml").write_text(evil)
-    config = dataclasses.replace(
-        built.config(), model=model, metric={evil: {}}, evaluate=Evaluate(primary_metric=evil), quantization=Quantization(preset="mixed")
-    )
-    shown = rendered(config)  # fails on attributes like onerror
-    assert "img" not in shown.tags
-    assert shown.text.count(evil) > 50
-
-
-def test_it_is_written_again_only_when_something_changed(workspace: Path) -> None:
-    def write(key: str = "key") -> bool:
-        return page.write(built.config(), key)
-
-    assert write() and not write()
-    edit("evaluate/latency.json", lambda speed: speed.update(rounds=41))
-    assert write() and not write()
-    assert "41 rounds" in Page(page.REPORT.read_text()).text
-    (workspace / "build/records/track.json").write_text('{"seconds": 1}')
-    assert not write()
-    (workspace / "params.yaml").write_text("seed: 1")
-    assert write() and not write()
-    assert write("other key") and not write("other key")
-    page.REPORT.unlink()
-    assert write("other key")
-
-
-def test_the_same_result_gives_the_same_page(
-    workspace: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    page.write(built.config(), "key")
-    elsewhere = tmp_path_factory.mktemp("elsewhere")
-    shutil.copytree(workspace / "build", elsewhere / "build", ignore=shutil.ignore_patterns("report.html"))
-    monkeypatch.chdir(elsewhere)
-    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(elsewhere.parent))
-    page.write(built.config(), "key")
-    assert page.REPORT.read_bytes() == (workspace / page.REPORT).read_bytes()
-
-
-def test_the_commit_and_what_differs_from_it(workspace: Path) -> None:
-    assert "not under git" in rendered().text
-
-    def git(*arguments: str) -> str:
-        own = ["-c", "user.name=a", "-c", "user.email=a@example.com"]
-        return subprocess.run(["git", *own, *arguments], cwd=workspace, capture_output=True, text=True, check=True).stdout.strip()
-
-    (workspace / "params.yaml").write_text("seed: 0\n")
-    git("init", "-q")
-    git("add", "params.yaml")
-    git("commit", "-qm", "first")
-    page.write(built.config(), "key")
-    text = Page(page.REPORT.read_text()).text
-    assert f"git checkout {git('rev-parse', 'HEAD')}" in text
-    assert "differs from this commit" not in text
-    (workspace / "params.yaml").write_text("seed: 1\n")
-    assert page.write(built.config(), "key")
-    assert "1 file differs from this commit: params.yaml" in Page(page.REPORT.read_text()).text
-    git("commit", "-qam", "second")
-    assert page.write(built.config(), "key")  # another commit is another page
-    assert f"git checkout {git('rev-parse', 'HEAD')}" in Page(page.REPORT.read_text()).text
-
-
-# ------------------------------------------------------------------------------------------------ the picture
-
-
-@pytest.mark.parametrize(("low", "high"), [(0.0, 6.5), (85.6, 89.9), (0.0, 0.0), (-3e-4, 2e-3), (1e6, 1.0001e6), (5.0, 5.0)])
-def test_ticks_are_few_round_and_enclose_the_values(low: float, high: float) -> None:
-    values = ticks(low, high)
-    assert 3 <= len(values) <= 13
-    assert values[0] <= low and values[-1] >= high
-    steps = {round(after - before, 9) for before, after in itertools.pairwise(values)}
-    assert len(steps) == 1
-    assert f"{steps.pop():e}"[0] in "125"
-
-
-@pytest.mark.parametrize("heights", [[0.0, 0.0, 0.0], [300.0, 310.0, 320.0], [10.0, 200.0], [150.0, 150.0, 20.0, 151.0]])
-def test_labels_do_not_cover_each_other(heights: list[float]) -> None:
-    placed = sorted(apart(heights))
-    assert placed[0] >= 0 and placed[-1] <= HEIGHT - LABEL
-    assert all(after - before >= LABEL - 0.01 for before, after in itertools.pairwise(placed))
-
-
-@pytest.mark.parametrize("higher_is_better", [True, False])
-def test_better_is_up_and_faster_is_left(higher_is_better: bool) -> None:
-    better, worse = (0.9, 0.8) if higher_is_better else (0.8, 0.9)
-    points = [Point("FP32", "fp32", 6.0, better, "", (5.5, 6.5)), Point("INT8", "int8", 3.0, worse, "", (2.9, 3.1), (0.75, 0.95))]
-    drawn = picture(points, [Point("trial", "trial", 2.0, 0.7, "")], "score", "", higher_is_better=higher_is_better)
-    fp32, int8 = drawn.marks
-    assert fp32.y < int8.y and int8.x < fp32.x
-    assert int8.left < int8.x < int8.right and int8.top < int8.y < int8.bottom
-    assert drawn.reference == fp32.y
-    places = [value for mark in (*drawn.marks, *drawn.trials) for value in (mark.left, mark.right)]
-    assert min(places) >= 0 and max(places) <= 100
-    heights = [value for mark in (*drawn.marks, *drawn.trials) for value in (mark.top, mark.bottom)]
-    assert min(heights) >= 0 and max(heights) <= HEIGHT
-
-
-# ------------------------------------------------------------------------------------------------ in a browser
-
-
-@pytest.mark.browser
-@pytest.mark.skipif(not shutil.which("chromium"), reason="no chromium: `apt-get install chromium` makes this test run")
-@pytest.mark.parametrize(("width", "scheme", "background"), [(1200, 1, "rgb(255, 255, 255)"), (500, 0, "rgb(17, 22, 28)")])
-def test_a_browser_shows_it(workspace: Path, width: int, scheme: int, background: str) -> None:
-    """Light and wide, dark and narrow: nothing sticks out, and every point is inside the picture."""
-    page.write(built.config(), "key")
-    measure = """<script>
-        const box = selector => [...document.querySelectorAll(selector)].map(item => item.getBoundingClientRect());
-        const inside = (inner, outer) => inner.left >= outer.left - 7 && inner.right <= outer.right + 7;
-        document.title = JSON.stringify({
-            overflow: document.documentElement.scrollWidth - window.innerWidth,
-            background: getComputedStyle(document.body).backgroundColor,
-            points: box('.plot circle').filter(item => inside(item, box('.plot svg')[0])).length,
-            labels: box('.plot text.halo').filter(item => item.left >= 0 && item.right <= window.innerWidth).length,
-            bars: box('.bars .fill').map(item => item.width),
-        });
-    </script>"""
-    copy = workspace / "measured.html"
-    copy.write_text(page.REPORT.read_text().replace("</body>", f"{measure}</body>"))
-    own = [f"--user-data-dir={workspace / 'profile'}", f"--window-size={width},1400", f"--blink-settings=preferredColorScheme={scheme}"]
-    command = ["chromium", *FLAGS, *own, f"--screenshot={workspace / 'report.png'}", "--dump-dom", copy.as_uri()]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
-    found = re.search(r"<title>(.*?)</title>", done.stdout)
-    assert found
-    seen = json.loads(found[1])
-    print(f"screenshot: {workspace / 'report.png'}")
-    assert seen["overflow"] <= 0
-    assert seen["background"] == background
-    assert seen["points"] == 3 and seen["labels"] == 6
-    assert seen["bars"][0] == max(seen["bars"][:15]) > 50
-    assert (workspace / "report.png").stat().st_size > 20_000

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from stages.track import UI
+from stages.tracking.links import UI
 from tests.browser import Browser, browsing, needs_chromium
 from tests.mlflow_server import mlflow_ui
 from tests.project import Outcome, Project

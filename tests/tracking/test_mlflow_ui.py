@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from stages import track
+from stages.tracking import links
 from tests import built
 from tests.browser import FLAGS, needs_chromium
 from tests.mlflow_server import mlflow_ui
@@ -54,7 +55,7 @@ def text_of(tmp_path_factory: pytest.TempPathFactory, server: str) -> Browser:
 
 
 def test_the_comparison_opens_with_runs_and_metrics(server: str, text_of: Browser) -> None:
-    link = track.comparison(server, "1")
+    link = links.comparison(server, "1")
     text = text_of(link.removeprefix(f"{server}/"), "comparison")
     names = set(re.findall(r"(?:performance|mixed)·[0-9a-f]{6}", text))
     assert {name.split("·")[0] for name in names} == {"performance", "mixed"}

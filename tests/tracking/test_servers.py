@@ -23,7 +23,7 @@ from typing import NamedTuple
 
 import pytest
 
-from stages import track
+from stages.tracking import links
 from tests import built
 
 pytestmark = pytest.mark.slow
@@ -222,4 +222,4 @@ def test_a_server_is_given_user_and_password(tmp_path: Path) -> None:
     assert done.returncode == 1
     assert done.stdout.splitlines()[-1].startswith(f"track: error: MLflow at http://***@127.0.0.1:{server.server_port}: ")
     assert "401" in done.stdout and "sekret" not in done.stdout
-    assert track.comparison(f"http://me:{ESCAPED}@host", "1").startswith("http://host/#/")
+    assert links.comparison(f"http://me:{ESCAPED}@host", "1").startswith("http://host/#/")

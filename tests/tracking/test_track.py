@@ -11,44 +11,21 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from stages import track
-from stages.common.errors import UserError
 from stages.configuration.schema import Tune
-from stages.tracking import plots
+from stages.tracking import plots, runs, store
 from tests import built
 
 ROOT = Path(__file__).resolve().parents[2]
 STAGES = ("config", "prepare", "collect_statistics", "quantize", "correct_bias", "evaluate")
 
 
-@pytest.fixture(scope="session")
-def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An SQLite file with MLflow's tables: making them takes seconds."""
-    from mlflow.tracking import MlflowClient
-
-    path = tmp_path_factory.mktemp("store") / "mlflow.db"
-    MlflowClient(f"sqlite:///{path}").search_experiments()
-    return path
-
-
-@pytest.fixture
-def workspace(tmp_path: Path, empty_store: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A folder with a finished build and an empty MLflow store; it is the current folder."""
-    for name in ("MLFLOW_TRACKING_URI", "DVC_ROOT"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.chdir(tmp_path)
-    shutil.copy(empty_store, tmp_path / "mlflow.db")
-    built.write_build(tmp_path, built.config())
-    yield tmp_path
-
-
-def runs(folder: Path, experiment: str = "quantization") -> list[Any]:
+def logged_runs(folder: Path, experiment: str = "quantization") -> list[Any]:
     from mlflow.tracking import MlflowClient
 
     client = MlflowClient(f"sqlite:///{folder / 'mlflow.db'}")
@@ -58,7 +35,7 @@ def runs(folder: Path, experiment: str = "quantization") -> list[Any]:
 
 def test_a_run_is_complete(workspace: Path) -> None:
     track.main(built.config())
-    (run,) = runs(workspace)
+    (run,) = logged_runs(workspace)
     assert run.info.status == "FINISHED"
     assert run.info.run_name.startswith("performance·") and len(run.info.run_name) <= 20
     assert run.info.end_time - run.info.start_time == 18_000  # the stages' seconds: 0.5 + 1.5 + ... + 5.5
@@ -111,11 +88,11 @@ def test_a_run_is_complete(workspace: Path) -> None:
 
 
 def test_a_search_is_logged_with_its_trials(workspace: Path) -> None:
-    key = track.content_key(built.config())
+    key = runs.content_key(built.config())
     built.write_tune(workspace)
-    assert track.content_key(built.config()) != key
+    assert runs.content_key(built.config()) != key
     track.main(built.config())
-    (run,) = runs(workspace)
+    (run,) = logged_runs(workspace)
     metrics = run.data.metrics
     expected = {
         "accuracy_loss": 0.0087,
@@ -137,11 +114,11 @@ def test_a_search_is_logged_with_its_trials(workspace: Path) -> None:
 
 
 def test_an_accuracy_budget_is_logged_with_its_trace(workspace: Path) -> None:
-    key = track.content_key(built.config())
+    key = runs.content_key(built.config())
     built.write_accuracy_aware(workspace)
-    assert track.content_key(built.config()) != key
+    assert runs.content_key(built.config()) != key
     track.main(built.config())
-    (run,) = runs(workspace)
+    (run,) = logged_runs(workspace)
     expected = {"holds": 1, "reverted_layers": 1, "models_tried": 3, "drop.exact_match": 0.008, "limit.exact_match": 0.01}
     expected |= {"held_out_drop.exact_match": 0.012, "latency_ms": 4.0, "speed_up.int8": 0.96}
     assert {name: run.data.metrics[f"accuracy_aware/{name}"] for name in expected} == pytest.approx(expected)
@@ -165,7 +142,7 @@ def history(folder: Path, run: Any, metric: str) -> dict[int, float]:
 def test_trials_are_child_runs_on_request(workspace: Path) -> None:
     built.write_tune(workspace)
     track.main(dataclasses.replace(built.config(), tune=Tune(child_runs=True)))
-    found = runs(workspace)
+    found = logged_runs(workspace)
     children = [run for run in found if "mlflow.parentRunId" in run.data.tags]
     (parent,) = [run for run in found if run not in children]
     assert {run.data.tags["mlflow.parentRunId"] for run in children} == {parent.info.run_id}
@@ -176,7 +153,7 @@ def test_trials_are_child_runs_on_request(workspace: Path) -> None:
 
 
 def test_the_primary_metric_is_the_first_one_logged(workspace: Path) -> None:
-    assert next(iter(track.metrics_of(built.config()))) == "evaluate/int8.exact_match"
+    assert next(iter(runs.metrics_of(built.config()))) == "evaluate/int8.exact_match"
 
 
 def test_same_result_same_run_and_another_preset_another_run(workspace: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -188,23 +165,23 @@ def test_same_result_same_run_and_another_preset_another_run(workspace: Path, ca
     track.main(built.config("mixed"))
     built.write_build(workspace, built.config())  # and back again
     track.main(built.config())
-    assert [run.info.run_name.split("·")[0] for run in runs(workspace)] == ["performance", "mixed"]
+    assert [run.info.run_name.split("·")[0] for run in logged_runs(workspace)] == ["performance", "mixed"]
 
 
 def test_what_follows_from_the_configuration_counts_too(workspace: Path) -> None:
     """The same settings with other bytes, as after an upgrade of OpenVINO, are another result; timings and records are not."""
-    key = track.content_key(built.config())
+    key = runs.content_key(built.config())
     (workspace / "build/evaluate/latency.json").write_text("{}")
     (workspace / "build/records/quantize.json").write_text("{}")
-    assert track.content_key(built.config(experiment="other")) == key
+    assert runs.content_key(built.config(experiment="other")) == key
     (workspace / "build/correct_bias/model.bin").write_text("other")
-    assert track.content_key(built.config()) != key
+    assert runs.content_key(built.config()) != key
 
 
 def test_another_experiment_gets_its_own_run(workspace: Path) -> None:
     track.main(built.config())
     track.main(built.config(experiment="other"))
-    assert len(runs(workspace)) == len(runs(workspace, "other")) == 1
+    assert len(logged_runs(workspace)) == len(logged_runs(workspace, "other")) == 1
 
 
 def test_a_result_restored_elsewhere_is_logged_in_full(
@@ -217,7 +194,7 @@ def test_a_result_restored_elsewhere_is_logged_in_full(
     shutil.copy(empty_store, clone / "mlflow.db")
     os.chdir(clone)
     track.main(built.config())
-    (here,), (there,) = runs(workspace), runs(clone)
+    (here,), (there,) = logged_runs(workspace), logged_runs(clone)
     assert there.data.metrics == here.data.metrics
     assert there.data.params == here.data.params
     assert there.info.run_name == here.info.run_name
@@ -230,27 +207,27 @@ def test_a_failed_attempt_is_marked_and_repeated(workspace: Path, monkeypatch: p
         patch.setattr(plots, "plot_noise", lambda rows, path: (_ for _ in ()).throw(RuntimeError("no ink")))
         with pytest.raises(RuntimeError, match="no ink"):
             track.main(built.config())
-    assert [run.info.status for run in runs(workspace)] == ["FAILED"]
+    assert [run.info.status for run in logged_runs(workspace)] == ["FAILED"]
     track.main(built.config())
-    assert sorted(run.info.status for run in runs(workspace)) == ["FAILED", "FINISHED"]
+    assert sorted(run.info.status for run in logged_runs(workspace)) == ["FAILED", "FINISHED"]
 
 
 def test_an_attempt_that_was_killed_does_not_count(workspace: Path) -> None:
     from mlflow.tracking import MlflowClient
 
     client = MlflowClient(f"sqlite:///{workspace / 'mlflow.db'}")
-    client.create_run(client.create_experiment("quantization"), tags={track.KEY_TAG: track.content_key(built.config())})
+    client.create_run(client.create_experiment("quantization"), tags={store.KEY_TAG: runs.content_key(built.config())})
     track.main(built.config())
-    assert sorted(run.info.status for run in runs(workspace)) == ["FINISHED", "KILLED"]
+    assert sorted(run.info.status for run in logged_runs(workspace)) == ["FINISHED", "KILLED"]
 
 
 def test_a_deleted_run_is_logged_again(workspace: Path) -> None:
     from mlflow.tracking import MlflowClient
 
     track.main(built.config())
-    MlflowClient(f"sqlite:///{workspace / 'mlflow.db'}").delete_run(runs(workspace)[0].info.run_id)
+    MlflowClient(f"sqlite:///{workspace / 'mlflow.db'}").delete_run(logged_runs(workspace)[0].info.run_id)
     track.main(built.config())
-    assert len(runs(workspace)) == 1
+    assert len(logged_runs(workspace)) == 1
 
 
 def test_models_are_left_out_on_request(workspace: Path) -> None:
@@ -263,7 +240,7 @@ def test_without_a_benchmark_there_are_no_speeds(workspace: Path, capsys: pytest
     (workspace / "build/evaluate/latency.json").write_text("{}")
     (workspace / "build/evaluate/accuracy_speed.json").write_text("[]")
     track.main(built.config())
-    assert not [name for name in runs(workspace)[0].data.metrics if "latency" in name or "speed" in name]
+    assert not [name for name in logged_runs(workspace)[0].data.metrics if "latency" in name or "speed" in name]
     assert "latency" not in capsys.readouterr().out
 
 
@@ -283,7 +260,7 @@ def test_nothing_new_costs_no_import_of_mlflow(workspace: Path) -> None:
     track.main(built.config())
     heavy = ("mlflow", "numpy", "openvino", "matplotlib", "hydra", "omegaconf", "jinja2")
     code = (
-        "import sys; from stages import track; from stages.config import load_config; track.main(load_config());"
+        "import sys; from stages import track; from stages.configuration.loading import load_config; track.main(load_config());"
         f"print('heavy:', [name for name in {heavy} if name in sys.modules])"
     )
     done = subprocess.run(
@@ -299,7 +276,7 @@ def test_disabled_prints_the_summary_only(workspace: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert "exact_match" in done.stdout
     assert "MLflow: off" in done.stdout
-    assert runs(workspace) == []
+    assert logged_runs(workspace) == []
 
 
 def test_a_server_that_does_not_answer_is_one_line_within_seconds(workspace: Path) -> None:
@@ -317,22 +294,6 @@ def test_a_server_that_does_not_answer_is_one_line_within_seconds(workspace: Pat
     assert "exact_match" in done.stdout  # the result is told first
 
 
-@pytest.mark.parametrize(
-    ("scheme", "driver", "hint"),
-    [
-        ("postgresql+psycopg", "psycopg", "pip install -e '.[postgresql]'"),
-        ("postgresql+pg8000", "pg8000", "install the driver that the address asks for"),
-    ],
-)
-def test_a_driver_that_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch, scheme: str, driver: str, hint: str) -> None:
-    monkeypatch.setitem(sys.modules, driver, None)
-    address = f"{scheme}://me@127.0.0.1/db"
-    with pytest.raises(UserError) as caught, track._client(address):
-        pass
-    assert str(caught.value).startswith(f"MLflow at {scheme}://***@127.0.0.1/db: ") and str(caught.value).endswith(f"; {hint}")
-    assert driver in str(caught.value)
-
-
 def test_a_store_that_is_no_database_is_one_line(workspace: Path) -> None:
     (workspace / "mlflow.db").write_text("not a database")
     done = run_stage(workspace)
@@ -340,34 +301,6 @@ def test_a_store_that_is_no_database_is_one_line(workspace: Path) -> None:
     assert done.stderr.startswith(f"track: error: MLflow at sqlite:///{workspace}/mlflow.db: ")
     assert "file is not a database" in done.stderr
     assert done.stderr.count("\n") == 1
-
-
-def test_a_deleted_experiment_is_one_line(workspace: Path) -> None:
-    from mlflow.tracking import MlflowClient
-
-    client = MlflowClient(f"sqlite:///{workspace / 'mlflow.db'}")
-    client.delete_experiment(client.create_experiment("quantization"))
-    with pytest.raises(UserError, match="experiment 'quantization' is deleted: `mlflow experiments restore -x 1`"):
-        track.main(built.config())
-
-
-def test_a_relative_store_belongs_to_the_project(
-    workspace: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """DVC runs queued experiments in a temporary copy and names the project in DVC_ROOT."""
-    assert track.tracking_uri(built.config()) == f"sqlite:///{workspace}/mlflow.db"
-    monkeypatch.setenv("DVC_ROOT", str(workspace))
-    monkeypatch.chdir(tmp_path_factory.mktemp("copy"))
-    assert track.tracking_uri(built.config()) == f"sqlite:///{workspace}/mlflow.db"
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://tracking:5000/")
-    assert track.tracking_uri(built.config()) == "http://tracking:5000/"
-
-
-def test_how_to_open_the_comparison(workspace: Path) -> None:
-    page = "#/experiments/7/runs?workflowType=machine_learning&compareRunsMode=CHART"
-    local = track.comparison(f"sqlite:///{workspace}/mlflow.db", "7")
-    assert local.split() == ["mlflow", "ui", "--backend-store-uri", "sqlite:///mlflow.db", f"http://127.0.0.1:5000/{page}"]
-    assert track.comparison("http://tracking:5000/", "7") == f"http://tracking:5000/{page}"
 
 
 def change_input(folder: Path, change: str) -> None:

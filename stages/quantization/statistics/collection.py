@@ -18,8 +18,8 @@ from openvino import opset13 as op
 
 from stages.common.errors import UserError
 from stages.quantization.model.graph import Graph, Port, bias_add, input_channel_axis, output_channel_axis
+from stages.quantization.placement.alignment_pairs import TAIL
 from stages.quantization.placement.plan import TensorName
-from stages.quantization.solution.alignment import TAIL
 from stages.quantization.statistics.passes import Infer, Store, Wanted, run_passes
 from stages.quantization.statistics.points import Points
 from stages.quantization.statistics.store import Array, Statistics

@@ -15,8 +15,8 @@ from stages.configuration.target_device import ACTIVATIONS, Target
 from stages.quantization.model.blocks import ignored_blocks
 from stages.quantization.model.graph import Graph, Node, Port, constant_value, is_padded, operation_kind, weight_constant
 from stages.quantization.model.weights import weight_layout
+from stages.quantization.placement.alignment_pairs import alignment_pairs
 from stages.quantization.placement.placing import FAKE_QUANTIZE, JUMP_FIRST_INPUT, JUMPABLE
-from stages.quantization.solution.alignment import alignment_pairs
 
 # Operations that only rearrange values: what is known of a whole tensor is known of their input.
 REARRANGING = frozenset({"Reshape", "Transpose", "Squeeze", "Unsqueeze"})

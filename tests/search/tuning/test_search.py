@@ -3,100 +3,30 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import Future
-from contextlib import contextmanager
-from dataclasses import astuple, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 
 from stages.common.errors import UserError
 from stages.configuration import schema
-from stages.quantization.model.graph import read_graph
-from stages.quantization.planning import make_offer
-from stages.runtime import engine
 from stages.runtime.latency import Spread
-from stages.search.candidates import Candidate, candidate_key
-from stages.search.evaluator import Outcome, Task, Timing, build_candidate, evaluate, task_key, time_models
+from stages.search.candidates import candidate_key
+from stages.search.evaluator import Outcome, Task, evaluate
 from stages.search.executors import executing
-from stages.search.journal import Journal
 from stages.search.problem import Problem
-from stages.search.session import Session
 from stages.search.setup import cluster_start
 from stages.search.tuning import search as tuning
 from stages.search.tuning.early import BeyondBudget
 from stages.search.tuning.history import History
 from stages.search.tuning.objective import Score, Target
-from stages.search.tuning.outcome import best_so_far, explained, importance, trials
-from stages.search.tuning.search import CONSTRAINED, FULL, POT_LOSS, Goal, Search, Trial, exclusions, shuffled
+from stages.search.tuning.search import CONSTRAINED, FULL, POT_LOSS, Search, Trial, exclusions, shuffled
 from stages.search.tuning.space import FLOAT, Proposal, Space
-from stages.search.tuning.tpe import Proposer, Settings, Told
-from tests.quantization.reference_runs import target
-from tests.search.problems import small_problem
-
-SAMPLES = 60
-GOAL = Goal(POT_LOSS, Target(accuracy_loss=0.05, quantized_weight=1.0), (("error", 1.0),), tuple(range(SAMPLES)), max_trials=8)
-
-
-@pytest.fixture(scope="module")
-def problem() -> Problem:
-    """Judged by the error against FP32, of which every change makes another value."""
-    return small_problem(SAMPLES, reference=True)
-
-
-@pytest.fixture(scope="module")
-def space(problem: Problem) -> Space:
-    graph = read_graph(problem.model())
-    return Space(
-        make_offer(graph, target(), schema.Quantization()),
-        schema.TuneSpace(tuning_scope=["layer", "mode"]),
-        [node.name for node in graph.nodes],
-    )
-
-
-class Counting:
-    """Evaluates at once, counts, and is killed after so many."""
-
-    def __init__(self, problem: Problem, allowed: float = math.inf) -> None:
-        self.problem, self.allowed, self.tasks = problem, allowed, list[Task]()
-
-    def __call__(self, task: Task) -> Future[Outcome]:
-        if len(self.tasks) >= self.allowed:
-            raise KeyboardInterrupt
-        self.tasks.append(task)
-        future: Future[Outcome] = Future()
-        future.set_result(evaluate(self.problem, task))
-        return future
-
-
-@contextmanager
-def searching(
-    problem: Problem, space: Space, folder: Path, goal: Goal = GOAL, submit: Any = None, settings: Settings | None = None
-) -> Iterator[Search]:
-    with Journal(problem.key, "tune", folder) as journal:
-        session = Session(problem, journal, submit or Counting(problem))
-        yield Search(session, space, goal, settings or Settings(0, n_initial_point=3), schema.BiasCorrection())
-
-
-def starts(search: Search) -> list[tuning.Start]:
-    return [search.start(FULL, search.space.base_proposal()), search.start("without conv2", search.space.without(["conv2"]))]
-
-
-def outline(search: Search) -> list[Any]:
-    """What must be the same of the trials, but for what took time."""
-    return [(trial.label, candidate_key(trial.candidate), astuple(trial.score), trial.loss, trial.complete) for trial in search.trials]
-
-
-@pytest.fixture(scope="module")
-def finished(problem: Problem, space: Space, tmp_path_factory: pytest.TempPathFactory) -> Search:
-    """An uninterrupted search."""
-    with searching(problem, space, tmp_path_factory.mktemp("whole")) as search:
-        search.run(starts(search))
-    return search
-
+from stages.search.tuning.tpe import Proposer, Told
+from tests.search.tuning.searching import GOAL, SAMPLES, Counting, ended, outline, searching, starts
 
 # ------------------------------------------------------------------------------------------------ trials
 
@@ -161,15 +91,6 @@ def test_damaged_history_is_no_history(problem: Problem, space: Space, tmp_path:
         next((tmp_path / problem.key).glob("tune-*.json")).write_text('[{"label": ')
         assert history.load(space, search.candidate) == []
     assert History(problem.key, "other", tmp_path).load(space, search.candidate) == []
-
-
-# ------------------------------------------------------------------------------------------------ goal
-
-
-def ended(problem: Problem, space: Space, folder: Path, **changes: Any) -> Search:
-    with searching(problem, space, folder, replace(GOAL, **changes)) as search:
-        search.run(starts(search))
-    return search
 
 
 def test_time_limit(problem: Problem, space: Space, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -351,80 +272,6 @@ def test_the_winner_keeps_the_budget_on_all_samples(problem: Problem, space: Spa
             assert loss == pytest.approx(float(rows.mean() / baseline - 1))
 
 
-# ------------------------------------------------------------------------------------------------ timing
-
-
-def test_trials_are_timed_against_fp32(problem: Problem, space: Space, tmp_path: Path) -> None:
-    timing = Timing(seconds=0.05)
-    search = ended(problem, space, tmp_path, timing=timing, max_trials=2)
-    for trial in search.trials:
-        assert trial.speed_up is not None
-        assert trial.latency_ms is not None
-        assert trial.score.speed_up == trial.speed_up.median
-    rounds = search.finals()
-    assert rounds.keys() == {"0", "1", "default"}
-    assert len({len(times) for times in rounds.values()}) == 1
-
-
-def test_what_was_given_up_is_not_timed(problem: Problem, space: Space, tmp_path: Path) -> None:
-    changes = {"baselines": (("error", 1e-3),), "target": Target(accuracy_loss=0.0), "stop_error": 0.05}
-    search = ended(problem, space, tmp_path, timing=Timing(seconds=0.05), max_trials=2, **changes)
-    assert search.trials[1].speed_up is None
-    assert search.trials[1].score.speed_up == 1.0
-
-
-@pytest.mark.parametrize("here", [True, False])
-def test_timing_happens_where_it_is_asked_for(problem: Problem, space: Space, tmp_path: Path, here: bool) -> None:
-    counting = Counting(problem)
-    goal = replace(GOAL, timing=Timing(seconds=0.02), time_here=here, max_trials=2)
-    with searching(problem, space, tmp_path, goal, counting) as search:
-        search.run(starts(search))
-    assert sum(task.timing is not None for task in counting.tasks) == (0 if here else 2)
-    assert all(trial.speed_up is not None for trial in search.trials)
-
-
-def test_settings_of_the_benchmark(problem: Problem, space: Space, monkeypatch: pytest.MonkeyPatch) -> None:
-    seen: list[tuple[str, dict[str, Any]]] = []
-    real = engine.core
-
-    class Core:
-        def read_model(self, *arguments: Any) -> Any:
-            return real().read_model(*arguments)
-
-        def compile_model(self, model: Any, device: str, properties: dict[str, Any]) -> Any:
-            seen.append((str(model.inputs[0].get_partial_shape()), properties))
-            return real().compile_model(model, device, properties)
-
-    monkeypatch.setattr("stages.runtime.engine.core", Core)
-    fresh = replace(problem, key="timed")
-    model, _ = build_candidate(problem, Candidate(space.offer.plan))
-    rounds = time_models(fresh, {"it": model.clone()}, Timing(0.02, threads=1, streams=1, hint="THROUGHPUT", requests=2, batch=3))
-    assert rounds.keys() == {"default", "it"}
-    for shape, properties in seen:
-        assert shape == "[3,3,8,8]"
-        expected = {"INFERENCE_NUM_THREADS": 1, "NUM_STREAMS": 1, "PERFORMANCE_HINT": "THROUGHPUT", "PERFORMANCE_HINT_NUM_REQUESTS": 2}
-        assert {key: properties.get(key) for key in expected} == expected
-    seen.clear()
-    time_models(fresh, {"it": model.clone()}, Timing(0.02))
-    assert all(properties["PERFORMANCE_HINT"] == "LATENCY" and shape == "[1,3,8,8]" for shape, properties in seen)
-    long = time_models(fresh, {"it": model.clone()}, Timing(0.5))
-    assert len(long["it"]) > len(rounds["it"])
-
-
-@pytest.mark.parametrize(("hint", "timed"), [("LATENCY", "one at a time"), ("THROUGHPUT", "all at once")])
-def test_the_hint_says_what_is_timed(problem: Problem, space: Space, monkeypatch: pytest.MonkeyPatch, hint: str, timed: str) -> None:
-    monkeypatch.setattr("stages.search.evaluator.latency.latency", lambda *_: "one at a time")
-    monkeypatch.setattr("stages.search.evaluator.latency.saturated", lambda *_: "all at once")
-    found: Any = time_models(problem, {"it": build_candidate(problem, Candidate(space.offer.plan))[0]}, Timing(0.02, hint=hint))
-    assert found == timed
-
-
-def test_timings_are_told_apart_in_the_journal(space: Space) -> None:
-    candidate = Candidate(space.offer.plan)
-    timings = [Timing(), Timing(threads=1), Timing(streams=1), Timing(hint="THROUGHPUT"), Timing(requests=2), Timing(batch=2)]
-    assert len({task_key(Task(candidate, (), timing=timing)) for timing in timings}) == len(timings)
-
-
 # ------------------------------------------------------------------------------------------------ starts and reports
 
 
@@ -440,39 +287,3 @@ def test_exclusions_follow_the_noise(finished: Search) -> None:
 def test_shuffled_positions() -> None:
     assert sorted(shuffled(50, 1)) == list(range(50))
     assert shuffled(50, 1) == shuffled(50, 1) != shuffled(50, 2)
-
-
-def test_best_so_far_never_gets_worse(finished: Search) -> None:
-    rows = best_so_far(finished.trials, finished)
-    losses = [row["loss"] for row in rows]
-    assert losses == sorted(losses, reverse=True)
-    assert losses[-1] == pytest.approx(min(trial.loss for trial in finished.trials))
-
-
-def test_table_says_what_differs_from_the_base(finished: Search) -> None:
-    rows = trials(finished)
-    assert [row["trial"] for row in rows] == list(range(1, 9))
-    assert (rows[0]["choices"], rows[1]["choices"]) == ("", "conv2.quantize=float")
-    assert rows[0]["error"] == pytest.approx(finished.trials[0].values["error"])
-
-
-def test_importance_finds_what_matters(finished: Search) -> None:
-    generator = np.random.default_rng(0)
-    search = replace(finished, trials=list(finished.trials))
-    for _ in range(60):
-        proposal = {name: str(generator.integers(2)) for name in ("matters", "some", "nothing")}
-        loss = 10 * int(proposal["matters"]) + int(proposal["some"]) + generator.normal()
-        search.trials.append(replace(finished.trials[0], proposal=proposal, loss=float(loss)))
-    del search.trials[: len(finished.trials)]
-    rows = {row["parameter"]: row for row in importance(search)}
-    assert next(iter(rows)) == "matters"
-    assert rows["matters"]["importance"] > 0.9
-    assert rows["matters"]["best_choice"] == "0"
-    assert rows.get("nothing", {"importance": 0.0})["importance"] < 0.1
-
-
-def test_explained_variance() -> None:
-    assert explained([np.zeros(3), np.ones(3)]) == 1.0
-    assert explained([np.array([0.0, 1.0]), np.array([0.0, 1.0])]) <= 0.0
-    assert explained([np.ones(4)]) == 0.0
-    assert explained([np.ones(2), np.ones(2)]) == 0.0

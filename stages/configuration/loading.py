@@ -1,0 +1,45 @@
+"""The configuration as stages load it, and instances of the classes that it names."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from stages.common import artifacts
+from stages.common.errors import ConfigError, UserError
+from stages.configuration.conversion import typed
+from stages.configuration.schema import Config
+
+
+def load_config(path: Path = artifacts.CONFIG) -> Config:
+    """The configuration that the `config` stage checked and wrote.
+
+    Raises:
+        UserError: when it is missing, damaged, or does not fit this version of the schema.
+    """
+    return typed(Config, artifacts.read_json(path))
+
+
+def create(section: Mapping[str, Any], key: str) -> Any:
+    """An instance of the class that `section` names by `_target_`.
+
+    Args:
+        section: `_target_` and the class's arguments.
+        key: where the section stands in the configuration, for messages.
+
+    Raises:
+        UserError: what the class itself refuses. Any other exception of the class keeps its traceback.
+    """
+    from hydra.errors import InstantiationException
+    from hydra.utils import instantiate
+
+    try:
+        return instantiate(dict(section), _convert_="all")
+    except InstantiationException as error:
+        cause = error.__cause__
+        if isinstance(cause, UserError):
+            raise UserError(f"{key}: {cause}") from cause
+        if cause is not None:
+            raise cause from None
+        raise ConfigError(f"{key}: {error}") from error

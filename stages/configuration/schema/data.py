@@ -1,0 +1,25 @@
+"""The samples."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from stages.configuration.schema.fields import MISSING, param
+
+
+@dataclass
+class Data:
+    """The samples. Each set is a class named by `_target_` with its arguments."""
+
+    name: str = param(MISSING, "short name of the data set, used for run names and reports")
+    calibration: dict[str, Any] = param(dict, "data set for the statistics: `_target_` and its arguments")
+    validation: dict[str, Any] | None = param(
+        None, "data set for the metrics; null takes the samples of `calibration` that were not used for calibration"
+    )
+    calibration_size: int | None = param(
+        None, "how many samples go to calibration; null: all, or 300 when there is no validation set", low=1
+    )
+    validation_size: int | None = param(None, "how many samples go to validation; null: all that are left", low=1)
+    shuffle: bool = param(False, "draw the samples at random (by `seed`) instead of taking the first ones")
+    allow_overlap: bool = param(False, "let calibration and validation share samples instead of stopping")

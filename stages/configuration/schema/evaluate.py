@@ -1,0 +1,25 @@
+"""What is measured of the models."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from stages.configuration.schema.fields import param
+
+
+@dataclass
+class Benchmark:
+    """Latency and throughput measurement."""
+
+    enabled: bool = param(True, "measure latency and throughput")
+    seconds: float = param(6.0, "measuring time for all models together, at most", above=0.0)
+
+
+@dataclass
+class Evaluate:
+    """What is measured of the FP32 and the quantized model."""
+
+    primary_metric: str | None = param(None, "the metric that is reported first and that searches optimise; null: the first of `metric`")
+    confidence: float = param(0.95, "confidence level of the intervals", above=0.0, below=1.0)
+    noise_samples: int = param(16, "validation samples for the per-layer noise; 0 leaves the noise out", low=0)
+    benchmark: Benchmark = param(Benchmark, "latency and throughput")
