@@ -1,4 +1,4 @@
-"""The house keeps its floors: imports only run down, heavy ones late, and DVC knows every file that a stage uses."""
+"""The house keeps its floors: imports only run down, heavy ones late, tools in their rooms, and DVC knows every file that a stage uses."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ import re
 import sys
 import tomllib
 from collections.abc import Iterator
+from functools import cache
+from graphlib import TopologicalSorter
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,13 +21,44 @@ from stages.configuration.schema import Config
 ROOT = Path(__file__).resolve().parent.parent
 MODULES = sorted(path.relative_to(ROOT) for path in (ROOT / "stages").rglob("*.py"))
 STAGES: dict[str, Any] = yaml.safe_load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
+
+# From the ground up. A room may import from the floors below it, and from no other room on its own floor.
+FLOORS: list[set[str]] = [
+    {"stages.common"},
+    {"stages.configuration"},
+    {"stages.runtime", "stages.report", "stages.pot", "stages.stage"},
+    {"stages.quantization.model"},
+    {"stages.quantization.placement"},
+    {"stages.quantization.statistics"},
+    {"stages.quantization.solution"},
+    {"stages.quantization"},
+    {"stages.quantization.refinement", "stages.tracking"},
+    {"stages.search"},
+    {"stages.search.reversion", "stages.search.tuning"},
+    {"stages.sweeps"},
+    {"stages"},
+]
+MOST_DOORS = 15  # files directly in stages/
+MOST_LINES = 420
 HEAVY = {"matplotlib", "mlflow", "numpy", "openvino", "PIL"}
-# From the ground up. What stands directly under stages/ is the roof, but for these that everything may use.
-GROUND = {"stages", "stages.common.artifacts", "stages.common.errors", "stages.configuration.schema"}
-FLOORS = ["stages.runtime", "stages.quantization", "stages.search"]
-# What configures, reports and names things: it does not enter a stage's result but through the configuration itself.
-ROOF = {f"stages.{path.stem}" for path in MODULES if path.parent == Path("stages")}
-PLUMBING = GROUND | {f"stages.{name}" for name in ("config", "passwords", "progress", "stage", "targets", "validation", "wording")}
+# Where a tool may be imported. Sweeps start their jobs with Hydra's launchers and copy DVC's settings.
+TOOLS = {
+    "configobj": {"stages.sweeps"},
+    "dask": {"stages.search"},
+    "dvc": {"stages.sweeps"},
+    "hydra": {"stages.configuration", "stages.sweeps"},
+    "jinja2": {"stages.report"},
+    "matplotlib": {"stages.tracking"},
+    "mlflow": {"stages.tracking"},
+    "omegaconf": {"stages.configuration"},
+    "optuna": {"stages.search.tuning"},
+    "ruamel": {"stages.configuration"},
+    "sqlalchemy": {"stages.tracking"},
+}
+# What enters a stage's result through build/config.json alone, or not at all: no dependency of a stage but its own.
+PLUMBING = {"stages.common", "stages.configuration", "stages.stage"}
+# But for the arithmetic of schemes, and for what is known of a user's files.
+BEYOND_PLUMBING = {"stages.configuration.target_device", "stages.common.model_files", "stages.common.reads"}
 
 
 class Import(NamedTuple):
@@ -51,7 +84,13 @@ def imports(path: Path) -> Iterator[Import]:
         for child in ast.iter_child_nodes(node):
             yield from walk(child, early and not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef))
 
-    yield from walk(ast.parse((ROOT / path).read_text(encoding="utf-8")), early=True)
+    yield from walk(parsed(path), early=True)
+
+
+@cache
+def parsed(path: Path) -> ast.Module:
+    """A file's syntax."""
+    return ast.parse((ROOT / path).read_text(encoding="utf-8"))
 
 
 def source(module: str) -> Path | None:
@@ -72,39 +111,71 @@ def name(path: Path) -> str:
     return ".".join(path.with_suffix("").parts).removesuffix(".__init__")
 
 
-def floor(module: str) -> int:
-    """0 for the ground, then the floors, and the roof."""
-    if module in GROUND:
-        return 0
-    return next((level for level, room in enumerate(FLOORS, start=1) if f"{module}.".startswith(f"{room}.")), len(FLOORS) + 1)
+def within(module: str, rooms: set[str]) -> str | None:
+    """The innermost of some rooms that a module is in."""
+    return max((room for room in rooms if f"{module}.".startswith(f"{room}.")), key=len, default=None)
+
+
+def place(module: str) -> tuple[int, str]:
+    """A module's floor and room."""
+    room = within(module, set().union(*FLOORS))
+    assert room, f"{module} is in no room"
+    return next(level for level, rooms in enumerate(FLOORS) if room in rooms), room
+
+
+def used_by(stage: str) -> set[str]:
+    """The modules that a stage's result depends on, its own among them."""
+    used: set[str] = set()
+    waiting = [f"stages.{stage}"]
+    while waiting:
+        module = waiting.pop()
+        if module not in used and (module in BEYOND_PLUMBING or not within(module, PLUMBING)):
+            used.add(module)
+            waiting += [found.module for found in imports(file(module)) if source(found.module)]
+    return used
+
+
+# ------------------------------------------------------------------------------------------------ floors
 
 
 @pytest.mark.parametrize("path", MODULES, ids=str)
 def test_imports_only_run_down(path: Path) -> None:
-    own = floor(name(path))
-    up = [found.module for found in imports(path) if found.module.startswith("stages.") and floor(found.module) > own]
-    assert up == []
+    level, room = place(name(path))
+    for found in imports(path):
+        if found.module.startswith("stages."):
+            other_level, other = place(found.module)
+            assert other_level < level or other == room, f"{path} imports {found.module}"
+
+
+def test_no_two_modules_need_each_other() -> None:
+    graph = {name(path): {found.module for found in imports(path) if source(found.module)} - {name(path)} for path in MODULES}
+    TopologicalSorter(graph).prepare()  # raises where there is a circle, and names it
+
+
+def test_doors_are_few_and_import_no_other_door() -> None:
+    doors = [path for path in MODULES if path.parent == Path("stages")]
+    assert len(doors) <= MOST_DOORS
+    names = {name(path) for path in doors} - {"stages", "stages.stage"}
+    assert {str(path): shared for path in MODULES if (shared := names & {found.module for found in imports(path)})} == {}
 
 
 @pytest.mark.parametrize("path", MODULES, ids=str)
 def test_tools_stay_in_their_rooms(path: Path) -> None:
     tops = {found.module.split(".")[0] for found in imports(path)}
-    if floor(name(path)) <= len(FLOORS):
-        assert tops & {"dvc", "hydra", "omegaconf", "mlflow"} == set()
-    if "mlflow" in tops:
-        assert path == Path("stages/track.py")
+    assert [tool for tool in tops & TOOLS.keys() if not within(name(path), TOOLS[tool])] == []
 
 
-STARTS = {"AsyncInferQueue", "create_infer_request", "infer_new_request", "start_async"}
+def test_a_file_has_one_subject() -> None:
+    files = [path for folder in ("stages", "tests", "conf") for path in (ROOT / folder).rglob("*.py")]
+    lengths = {path.relative_to(ROOT).as_posix(): len(path.read_text(encoding="utf-8").splitlines()) for path in files}
+    assert {path: length for path, length in lengths.items() if length > MOST_LINES} == {}
 
 
-@pytest.mark.parametrize("path", MODULES, ids=str)
-def test_inferences_are_started_in_one_place(path: Path) -> None:
-    """Shared and copied inputs on one compiled model corrupt memory."""
-    tree = ast.parse((ROOT / path).read_text(encoding="utf-8"))
-    used = {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)} & STARTS
-    allowed = {"create_infer_request"} if path == Path("stages/runtime/latency.py") else set()  # and `infer_once` in it
-    assert path == Path("stages/runtime/requests.py") or used <= allowed
+def test_tests_mirror_the_rooms() -> None:
+    folders = {path.parent.relative_to("stages") for path in MODULES}
+    tested = {path.parent.relative_to(ROOT / "tests") for path in (ROOT / "tests").rglob("test_*.py")}
+    assert tested <= folders
+    assert {folder.parts[0] for folder in folders if folder.parts} <= {folder.parts[0] for folder in tested if folder.parts}
 
 
 @pytest.mark.parametrize("stage", STAGES)
@@ -124,22 +195,15 @@ def test_stages_import_nothing_heavy_before_the_configuration_is_checked(stage: 
     assert list(reachable(f"stages.{stage}")) == []
 
 
-def test_dvc_knows_every_file_that_a_stage_uses() -> None:
+# ------------------------------------------------------------------------------------------------ what DVC knows
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_dvc_knows_every_file_that_a_stage_uses(stage: str) -> None:
     """Otherwise an edit would not re-run what it changes."""
-    missing = []
-    for stage, description in STAGES.items():
-        dependencies = [Path(dependency) for dependency in description["deps"]]
-        used: set[str] = set()
-        waiting = [f"stages.{stage}"]
-        while waiting:
-            module = waiting.pop()
-            if module in used or (module in PLUMBING and module != f"stages.{stage}"):
-                continue
-            used.add(module)
-            waiting += [found.module for found in imports(file(module)) if source(found.module)]
-        files = sorted(file(module) for module in used)
-        missing += [f"{stage}: {path}" for path in files if not any(path.is_relative_to(folder) for folder in dependencies)]
-    assert missing == []
+    dependencies = [Path(dependency) for dependency in STAGES[stage]["deps"]]
+    files = sorted(file(module) for module in used_by(stage))
+    assert [path for path in files if not any(path.is_relative_to(folder) for folder in dependencies)] == []
 
 
 def test_dvc_knows_every_key_that_a_stage_reads() -> None:
@@ -148,8 +212,7 @@ def test_dvc_knows_every_key_that_a_stage_reads() -> None:
     for stage in set(STAGES) - {"config", "track"}:
         keys = [key for entry in STAGES[stage]["params"] for key in entry["build/config.json"]]
         keys += ["target_device"] if "target_device_sha256" in keys else []
-        helpers = {found.module for found in imports(file(f"stages.{stage}"))} & (ROOF - PLUMBING)
-        for module in {f"stages.{stage}", *helpers}:
+        for module in used_by(stage):
             for key in sorted(read_keys(file(module))):
                 by_hash = module == "stages.runtime.samples" and key.split(".")[0] in ("data", "seed")
                 by_others = (
@@ -162,16 +225,20 @@ def test_dvc_knows_every_key_that_a_stage_reads() -> None:
 
 
 def read_keys(path: Path) -> set[str]:
-    """What a file reads of a variable `config` that is the whole configuration, as dotted keys."""
+    """What the functions of a file read of a parameter `config` that is the whole configuration, as dotted keys."""
     keys: set[str] = set()
     sections = {field.name for field in dataclasses.fields(Config)}
-    tree = ast.parse((ROOT / path).read_text(encoding="utf-8"))
-    inner = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Attribute) and id(node) not in inner:
-            names = ast.unparse(node).split(".")
-            if names[0] == "config" and names[1] in sections:
-                keys.add(".".join(name for name in names[1:] if name not in ("items", "values", "keys")))
+    for function in ast.walk(parsed(path)):
+        if isinstance(function, ast.FunctionDef) and any(
+            argument.arg == "config" and argument.annotation and ast.unparse(argument.annotation) in ("Config", "schema.Config")
+            for argument in [*function.args.args, *function.args.kwonlyargs]
+        ):
+            inner = {id(node.value) for node in ast.walk(function) if isinstance(node, ast.Attribute)}
+            for node in ast.walk(function):
+                if isinstance(node, ast.Attribute) and id(node) not in inner:
+                    names = ast.unparse(node).split(".")
+                    if names[0] == "config" and names[1] in sections:
+                        keys.add(".".join(name for name in names[1:] if name not in ("items", "values", "keys")))
     return keys
 
 
