@@ -1,4 +1,4 @@
-"""README's "Bring your own", run as it stands there: the experiments of conf/experiment/ on real models, with few samples."""
+"""What README and conf/README.md say of models and data of your own: the experiments of conf/experiment/, with few samples."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""Print the configuration reference of README.md, made from the schema.
+"""Print the configuration reference of conf/README.md, made from the schema.
 
 Examples:
     python -m stages.configuration.reference             # print the table
-    python -m stages.configuration.reference --write     # put it into README.md
+    python -m stages.configuration.reference --write     # put it into conf/README.md
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any
 
 from stages.configuration import schema
 
-README = Path("README.md")
+README = Path("conf/README.md")
 BEGIN = "<!-- configuration reference, made by `python -m stages.configuration.reference --write` -->"
 END = "<!-- end of the configuration reference -->"
 
@@ -30,7 +30,7 @@ def reference() -> str:
 
 
 def written(text: str) -> str:
-    """README's text with the table between the markers replaced by the current one."""
+    """The document's text with the table between the markers replaced by the current one."""
     before, rest = text.split(BEGIN)
     _, after = rest.split(END)
     return f"{before}{BEGIN}\n{reference()}\n{END}{after}"
@@ -77,11 +77,11 @@ def _allowed(metadata: Any) -> str:
 
 
 def main() -> None:
-    """Print the table, or write it into README.md."""
+    """Print the table, or write it into conf/README.md."""
     parser = argparse.ArgumentParser(
         prog="python -m stages.configuration.reference", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--write", action="store_true", help="put the table into README.md")
+    parser.add_argument("--write", action="store_true", help="put the table into conf/README.md")
     if parser.parse_args().write:
         README.write_text(written(README.read_text(encoding="utf-8")), encoding="utf-8")
     else:

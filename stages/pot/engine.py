@@ -47,7 +47,7 @@ def translate_engine(result: Translation, engine: Mapping[str, Any], root: Path)
     for name, value in engine.items():
         if name not in (*ENGINE, "type"):
             result.leave(f"engine.{name}", value, "Accuracy Checker's data sets, launchers and metrics: write `data` and `metric` instead")
-    result.missing.append("data: your samples (README, Bring your own)")
+    result.missing.append("data: your samples (README, Your own model)")
     result.missing.append(
         "metric: your metric; until then reference_error, the distance to the FP32 model's outputs, which needs no labels"
     )

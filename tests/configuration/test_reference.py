@@ -1,4 +1,4 @@
-"""README's configuration reference says what the schema says."""
+"""The reference in conf/README.md says what the schema says."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from stages.configuration import reference, schema
 from tests.project import ROOT
 
 
-def test_readme_holds_the_current_reference() -> None:
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
+def test_the_document_holds_the_current_reference() -> None:
+    text = (ROOT / "conf" / "README.md").read_text(encoding="utf-8")
     assert reference.written(text) == text, "run `python -m stages.configuration.reference --write`"
 
 

@@ -1,7 +1,7 @@
 """The configuration: every parameter's name, type, default, allowed values and meaning. Cheap to import.
 
 Each section is a plain dataclass. `param()` attaches one line of meaning and the allowed values; `stages.config`
-checks them, and README's configuration reference is generated from them. Names are POT's own where POT has one.
+checks them, and the reference in conf/README.md is generated from them. Names are POT's own where POT has one.
 """
 
 from __future__ import annotations

@@ -71,7 +71,7 @@ def solve(
     bias_correction: schema.BiasCorrection | None = None,
     pot_compatible: bool = False,
 ) -> Solved:
-    """Everything that is computed for `plan`. pot_compatible: POT's rules where ours differ on purpose (README).
+    """Everything that is computed for `plan`. pot_compatible: POT's rules where ours differ on purpose (stages/README.md).
 
     Biases are corrected by FastBiasCorrection only: the accurate one needs inference (accurate_bias).
     """
