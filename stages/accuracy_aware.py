@@ -51,14 +51,16 @@ def main(config: Config) -> dict[str, Any]:
         return {"enabled": False}
 
     from stages.common.progress import Progress
+    from stages.runtime import engine
     from stages.search.candidates import candidate_key
     from stages.search.evaluator import Task
-    from stages.search.reversion.outcome import report, result_json, trace_json
+    from stages.search.reversion.outcome import precision_json, report, result_json, trace_json
     from stages.search.reversion.search import Reversion
     from stages.search.reversion.setup import make_budget, mixed_candidate, posed, start
     from stages.search.session import searching
     from stages.search.setup import cluster_start, write_candidate, write_rows
 
+    evaluation = artifacts.read_json(artifacts.folder("evaluate") / "evaluation.json")
     problem = posed(config)
     budget, parts = make_budget(config, problem)
     base, known = start(config, problem)
@@ -81,6 +83,8 @@ def main(config: Config) -> dict[str, Any]:
             _copy_model(folder)
         else:
             model = write_candidate(config, problem, best.candidate, _preset(config, best.candidate, mixed), folder)
+        precision = evaluation["precisions"]["int8"] if model is None else engine.int8_precision(model, config.engine)
+        result |= precision_json(result, evaluation, precision)
         write_rows(problem, NAME, rows, folder)
         artifacts.write_json(folder / "trace.json", trace_json(search.trace, budget))
         artifacts.write_json(folder / "result.json", result)

@@ -71,12 +71,17 @@ def main(config: Config) -> dict[str, Any]:
         quantizers = with_tuned_ranges(quantizers, tuned)
     order = [node.get_friendly_name() for node in models["fp32"].get_ordered_ops()]
     rows = layer_table(quantizers, corrections, _noise(config, models["fp32"], quantizers, tuned, samples), times, order)
+    split = precisions["int8"] == precisions["default"] != "f32"
+    judged = evaluation_report.judge(values, metrics, config, split=split)
     evaluation = {
-        "metrics": evaluation_report.judge(values, metrics, config),
+        "metrics": judged,
         "samples": len(samples),
         "confidence": config.evaluate.confidence,
         "precisions": precisions,
-        "warnings": [engine.ZERO_POINTS_IN_F32] if forced else [],
+        "warnings": [
+            *([engine.ZERO_POINTS_IN_F32] if forced else []),
+            *evaluation_report.precision_warnings(judged, precisions["default"]),
+        ],
         "size_bytes": {name: artifacts.model_bytes(folder) for name, folder in paths.items()},
         "device": engine.core().get_property(config.engine.device, "FULL_DEVICE_NAME"),
         "cores": os.cpu_count(),

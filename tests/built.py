@@ -96,7 +96,13 @@ def write_accuracy_aware(root: Path, *, enabled: bool = True, holds: bool = True
     short = "" if holds else "exact_match drops by 1.50 points where 1.00 is allowed; no further reversion helps"
     found: dict[str, Any] = {"enabled": True, "holds": holds, "confirmed": True, "shortfall": short, "stopped": ""}
     found |= {"metrics": {"exact_match": judged}, "before": {"exact_match": 0.03}, "values": {"exact_match": 0.893, "error": 0.0321}}
-    found |= {"confidence": 0.95, "samples": {"search": 800, "held_out": 200}, "start": "performance preset", "bias_correction": "fast"}
+    found |= {
+        "precision": "bf16",
+        "confidence": 0.95,
+        "samples": {"search": 800, "held_out": 200},
+        "start": "performance preset",
+        "bias_correction": "fast",
+    }
     _json(root, "accuracy_aware/result.json", found | {"models_tried": 3, "quantized": 11, "reverted": reverted})
     _json(root, "accuracy_aware/trace.json", [_step(*row) for row in STEPS])
     names = ("fp32", "default", "int8", "accuracy_aware")

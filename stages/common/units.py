@@ -29,12 +29,12 @@ def amount(metric: Mapping[str, Any], value: float) -> str:
     return difference(metric, value) + (" points" if metric["share"] else "")
 
 
-def drop(metric: Mapping[str, Any], numbers: Mapping[str, Any]) -> str:
-    """`0.40 points [-0.20, 1.00]`: a drop with its interval, where it has one; numbers: `drop`, `drop_low` and `drop_high`."""
-    text = amount(metric, numbers["drop"])
-    if numbers["drop_low"] is None:
+def drop(metric: Mapping[str, Any], numbers: Mapping[str, Any], key: str = "drop") -> str:
+    """`0.40 points [-0.20, 1.00]`: a drop with its interval, where it has one; numbers: `key`, with `_low` and `_high` behind it."""
+    text = amount(metric, numbers[key])
+    if numbers[f"{key}_low"] is None:
         return text
-    return f"{text} [{difference(metric, numbers['drop_low'])}, {difference(metric, numbers['drop_high'])}]"
+    return f"{text} [{difference(metric, numbers[f'{key}_low'])}, {difference(metric, numbers[f'{key}_high'])}]"
 
 
 def ratio(spread: Mapping[str, float], name: str) -> str:

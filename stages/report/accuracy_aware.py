@@ -22,9 +22,10 @@ def summary_lines() -> list[str]:
     found = result()
     if not found:
         return []
-    lines = [
-        "accuracy budget: holds" if found["holds"] else f"accuracy budget: NOT MET: {found['shortfall']}; this is the best model found"
-    ]
+    if found["holds"]:
+        lines = [f"accuracy budget: holds, judged in {found['precision']}"]
+    else:
+        lines = [f"accuracy budget: NOT MET: {found['shortfall']}; this is the best model found"]
     for name, metric in found["metrics"].items():
         limit = difference(metric, metric["limit"])
         words = [f"drop {drop(metric, metric)} of {limit} allowed on {found['samples']['search']} samples"]

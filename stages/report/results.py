@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from stages.common.units import amount, difference, metric_value, model_names, number, plural
+from stages.common.units import amount, difference, drop, metric_value, model_names, number, plural
 from stages.configuration import user_classes
 from stages.configuration.schema import Config
 from stages.report import accuracy_aware_section, tune_section
@@ -110,6 +110,9 @@ def table(config: Config, evaluation: Mapping[str, Any], speed: Mapping[str, Any
         if metric["drop_low"] is not None:
             low, high = (difference(metric, metric[side]) for side in ("drop_low", "drop_high"))
             remark += f", {confidence} interval {low} to {high}"
+        if "precision_drop" in metric:
+            remark += f"; of that {drop(metric, metric, 'precision_drop')} from f32 to {default}, which is no quantization, and"
+            remark += f" {drop(metric, metric, 'quantization_drop')} from there to INT8"
         direction = "" if metric["higher_is_better"] else "Lower is better. "
         meaning = direction + user_classes.meaning(config.metric.get(name, {}).get("_target_"))
         yield row(name, meaning, [metric_value(metric, metric[model]) for model in models], remark)

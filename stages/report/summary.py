@@ -67,7 +67,7 @@ def _table(evaluation: dict[str, Any], speed: dict[str, Any]) -> list[str]:
 
     rows = [row("", lambda model: models[model])]
     for name, metric in evaluation["metrics"].items():
-        rows.append([name, *(metric_value(metric, metric[model]) for model in models), _drop(metric, evaluation["confidence"])])
+        rows.append([name, *(metric_value(metric, metric[model]) for model in models), _drop(metric, evaluation)])
     if speed:
         latency, throughput = speed["latency_ms"], speed["throughput"]
         faster = "INT8 is " + ", ".join(
@@ -80,14 +80,16 @@ def _table(evaluation: dict[str, Any], speed: dict[str, Any]) -> list[str]:
     return _aligned(rows)
 
 
-def _drop(metric: dict[str, Any], confidence: float) -> str:
-    """`drop 1.20 points, 95 % interval [0.60, 1.90]`; a share is counted in points, anything else in its own unit."""
+def _drop(metric: dict[str, Any], evaluation: dict[str, Any]) -> str:
+    """`drop 1.20 points, 95 % interval [0.60, 1.90], bf16 alone 0.30`; a share is counted in points, anything else in its own unit."""
     direction = "" if metric["higher_is_better"] else " (lower is better)"
     text = f"drop {amount(metric, metric['drop'])}{direction}"
     if metric["drop_low"] is None:
         return text
     low, high = (difference(metric, metric[side]) for side in ("drop_low", "drop_high"))
-    return f"{text}, {100 * confidence:g} % interval [{low}, {high}]"
+    default = evaluation["precisions"]["default"]
+    part = f", {default} alone {difference(metric, metric['precision_drop'])}" if "precision_drop" in metric else ""
+    return f"{text}, {100 * evaluation['confidence']:g} % interval [{low}, {high}]{part}"
 
 
 # ------------------------------------------------------------------------------------------------ layers

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from stages.common.errors import UserError
+from stages.common.units import drop
 from stages.configuration.schema import Config
 from stages.runtime.baseline import Values
 from stages.runtime.confidence import paired_drop
@@ -19,13 +20,15 @@ def is_share(metric: Metric, values: Iterable[float]) -> bool:
     return metric.higher_is_better and all(0.0 <= value <= 1.0 for value in values)
 
 
-def judge(values: Values, metrics: Mapping[str, Metric], config: Config) -> dict[str, dict[str, Any]]:
+def judge(values: Values, metrics: Mapping[str, Metric], config: Config, *, split: bool = False) -> dict[str, dict[str, Any]]:
     """Each metric of each model, and INT8's drop from FP32 with its confidence interval; the primary metric first.
 
     Args:
         values: model -> metric -> per-sample rows.
         metrics: By name.
         config: For the order of metrics, the seed and the confidence level.
+        split: Whether INT8 runs in the default precision and that is not f32. Then the drop has two parts, each with an interval of
+            its own: `precision_drop` from FP32 in f32 to FP32 in the default precision, and `quantization_drop` from there to INT8.
 
     Raises:
         UserError: a metric's value is not a finite number.
@@ -37,21 +40,38 @@ def judge(values: Values, metrics: Mapping[str, Metric], config: Config) -> dict
         for model, value in result.items():
             if not np.isfinite(value):
                 raise UserError(f"metric {name} is not a finite number for the {model} model: {value}")
-        drop = paired_drop(
-            metric.value,
-            values["fp32"][name],
-            values["int8"][name],
-            higher_is_better=metric.higher_is_better,
-            confidence=config.evaluate.confidence,
-            generator=np.random.default_rng(config.seed),
-        )
-        numbers = {**result, "drop": drop.value, "drop_low": drop.low, "drop_high": drop.high, "relative_drop": drop.relative}
+        numbers: dict[str, float | None] = {**result, **_drop(metric, values["fp32"][name], values["int8"][name], config, "drop")}
+        if split:
+            numbers |= _drop(metric, values["fp32"][name], values["default"][name], config, "precision_drop")
+            numbers |= _drop(metric, values["default"][name], values["int8"][name], config, "quantization_drop")
         judged[name] = {
             "higher_is_better": metric.higher_is_better,
             "share": is_share(metric, result.values()),
             **{key: None if value is None else _rounded(value) for key, value in numbers.items()},
         }
     return judged
+
+
+def _drop(metric: Metric, baseline: Any, candidate: Any, config: Config, key: str) -> dict[str, float | None]:
+    drop = paired_drop(
+        metric.value,
+        baseline,
+        candidate,
+        higher_is_better=metric.higher_is_better,
+        confidence=config.evaluate.confidence,
+        generator=np.random.default_rng(config.seed),
+    )
+    return {key: drop.value, f"{key}_low": drop.low, f"{key}_high": drop.high, f"relative_{key}": drop.relative}
+
+
+def precision_warnings(judged: Mapping[str, Mapping[str, Any]], precision: str) -> list[str]:
+    """What is to be said of metrics that the default precision makes worse without any quantization, as far as the samples can tell."""
+    return [
+        f"{precision} alone makes {name} worse by {drop(metric, metric, 'precision_drop')}, without any quantization;"
+        " engine.inference_precision: f32 avoids it, and costs speed in what stays float"
+        for name, metric in judged.items()
+        if (metric.get("precision_drop_low") or 0.0) > 0.0
+    ]
 
 
 def accuracy_speed(evaluation: Mapping[str, Any], speed: Mapping[str, Any], config: Config) -> list[dict[str, Any]]:
@@ -75,10 +95,11 @@ def noise(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def metrics(evaluation: Mapping[str, Any], quantizers: Mapping[str, Any], corrections: Mapping[str, Any]) -> dict[str, Any]:
     """The numbers of metrics.json: everything that is the same whenever and wherever it is computed."""
-    keys = ("int8", "fp32", "default", "drop", "drop_low", "drop_high", "relative_drop")
+    keys = ("int8", "fp32", "default", "drop", "drop_low", "drop_high", "relative_drop", "precision_drop", "quantization_drop")
+    judged: Mapping[str, Mapping[str, Any]] = evaluation["metrics"]
     kinds = [entry["kind"] for entry in quantizers["quantizers"]]
     return {
-        "metric": {name: {key: metric[key] for key in keys if metric[key] is not None} for name, metric in evaluation["metrics"].items()},
+        "metric": {name: {key: metric[key] for key in keys if metric.get(key) is not None} for name, metric in judged.items()},
         "size_mb": {model: size / 1e6 for model, size in evaluation["size_bytes"].items()},
         "quantizers": {kind: kinds.count(kind) for kind in ("weights", "activations")},
         "float": len({entry["name"] for entry in quantizers["float"]}),

@@ -243,6 +243,7 @@ def metrics_of(config: Config) -> dict[str, float]:
     for name, metric in evaluation["metrics"].items():
         metrics |= {f"{key}.{name}": metric[key] for key in ("int8", "drop")}
         details |= {f"{key}.{name}": metric[key] for key in ("fp32", "default", "drop_low", "drop_high", "relative_drop")}
+        details |= {f"{key}.{name}": metric.get(key) for key in ("precision_drop", "quantization_drop")}
     if speed:
         latency = {model: time["median"] for model, time in speed["latency_ms"].items()}
         for name, values in (("latency_ms", latency), ("throughput", speed["throughput"])):

@@ -129,7 +129,7 @@ def test_the_accuracy_budget_has_its_own_column_section_and_point(workspace: Pat
         "90.20 % 90.10 % 88.10 % 89.30 % drop 2.10 points",
         "12.0 ms 6.00 ms 4.00 ms 4.00 ms INT8 is",
         "167 /s 333 /s 500 /s –",
-        "Accuracy budget: holds. 1 of 12 operations back in floating point: /backbone/conv_0/Conv.",
+        "Accuracy budget: holds, judged in bf16. 1 of 12 operations back in floating point: /backbone/conv_0/Conv.",
         "Latency 4.00 ms now, 3.84 ms before: 1.04x SLOWER than INT8 with no layer reverted [1.02, 1.05]",
         "exact_match 1.00 points 0.80 points [-0.10, 1.70] 1.20 points [-0.80, 3.20]",
         "drop on the search’s 800 samples on 200 that it did not see",

@@ -48,6 +48,14 @@ def test_shares_are_in_percent_and_their_drop_in_points(workspace: Path) -> None
     ]
 
 
+def test_what_the_default_precision_loses_alone(workspace: Path) -> None:
+    path = workspace / "build/evaluate/evaluation.json"
+    metrics = json.loads(path.read_text())["metrics"]
+    metrics["exact_match"] |= {"precision_drop": 0.0146, "precision_drop_low": 0.01, "precision_drop_high": 0.02}
+    edit(path, metrics=metrics)
+    assert line(summary(built.config()), "exact_match").endswith("drop 2.10 points, 95 % interval [1.10, 3.10], bf16 alone 1.46")
+
+
 def test_other_metrics_keep_their_unit_and_direction(workspace: Path) -> None:
     assert line(summary(built.config()), "error").endswith("drop 0.04 (lower is better), 95 % interval [0.039, 0.0412]")
 
@@ -220,7 +228,7 @@ def test_the_accuracy_budget_says_whether_it_holds_and_what_it_cost(workspace: P
     built.write_accuracy_aware(workspace)
     assert (
         """\
-accuracy budget: holds
+accuracy budget: holds, judged in bf16
   exact_match: drop 0.80 points [-0.10, 1.70] of 1.00 allowed on 800 samples, 1.20 points [-0.80, 3.20] on 200 held-out samples
   1 of 12 operations back in floating point: /backbone/conv_0/Conv
   latency 4.00 ms now, 3.84 ms before: 1.04x SLOWER than INT8 with no layer reverted [1.02, 1.05]

@@ -41,6 +41,21 @@ def test_values_and_drops_by_hand() -> None:
     assert evaluation_report.judge(VALUES, {"error": Lower(), "exact": Metric()}, CONFIG) == judged
 
 
+def test_the_default_precision_and_quantization_have_their_parts_of_the_drop() -> None:
+    judged = evaluation_report.judge(VALUES, {"error": Lower(), "exact": Metric()}, CONFIG, split=True)
+    exact, error = judged["exact"], judged["error"]
+    assert (exact["precision_drop"], exact["quantization_drop"]) == (0.2, 0.2)
+    assert (error["precision_drop"], error["precision_drop_low"], error["quantization_drop"]) == (0.01, 0.01, 0.29)
+    for metric in (exact, error):
+        assert metric["precision_drop"] + metric["quantization_drop"] == pytest.approx(metric["drop"])
+    # One sample of five is no proof, an error that every sample has is one.
+    (warning,) = evaluation_report.precision_warnings(judged, "bf16")
+    assert warning.startswith(
+        "bf16 alone makes error worse by 0.01 [0.01, 0.01], without any quantization; engine.inference_precision: f32"
+    )
+    assert evaluation_report.precision_warnings(evaluation_report.judge(VALUES, {"error": Lower()}, CONFIG), "bf16") == []
+
+
 def test_an_undefined_metric_is_one_line() -> None:
     with pytest.raises(UserError, match="metric exact is not a finite number for the fp32 model: nan"):
         evaluation_report.judge(VALUES, {"exact": Undefined()}, CONFIG)

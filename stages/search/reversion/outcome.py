@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from stages.common.units import amount, difference
@@ -54,6 +54,25 @@ def result_json(
             for layer in block.layers
         ],
     }
+
+
+def precision_json(result: Mapping[str, Any], evaluation: Mapping[str, Any], precision: str) -> dict[str, Any]:
+    """What result.json says of the precision in which the chosen model was judged, and of what that loses by itself.
+
+    Args:
+        result: Content of result.json so far.
+        evaluation: Content of evaluation.json.
+        precision: Of the chosen model, `default` for the device's.
+    """
+    default = evaluation["precisions"]["default"]
+    precision = default if precision == "default" else precision
+    lost = [
+        f"{default} alone, without any quantization, makes {name} worse by {amount(judged, judged['precision_drop'])} on all samples,"
+        " which no reversion brings back: engine.inference_precision: f32 does"
+        for name, entry in result["metrics"].items()
+        if not result["holds"] and (judged := evaluation["metrics"][name]).get("precision_drop", 0.0) > entry["limit"]
+    ]
+    return {"precision": precision, "shortfall": "; ".join([*([result["shortfall"]] if result["shortfall"] else []), *lost])}
 
 
 def trace_json(trace: Sequence[Step], budget: Budget) -> list[dict[str, Any]]:

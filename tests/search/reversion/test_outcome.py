@@ -11,7 +11,7 @@ from stages.configuration.schema import AccuracyAware, Config, Evaluate
 from stages.search.evaluator import Task, evaluate
 from stages.search.problem import Problem
 from stages.search.reversion.budget import Budget, divide, make_goal
-from stages.search.reversion.outcome import report, result_json, trace_json
+from stages.search.reversion.outcome import precision_json, report, result_json, trace_json
 from tests.built import config as built_config
 from tests.search.problems import small_candidate, small_problem
 from tests.search.reverting import searched
@@ -46,6 +46,21 @@ def test_a_relative_limit_is_relative_to_the_baseline_of_the_samples_that_are_ju
         assert numbers["limit"] == pytest.approx(0.5 * numbers["baseline"])
     absolute = reported(problem, maximal_drop=0.5)["metrics"]["accuracy"]
     assert (absolute["limit"], absolute["held_out"]["limit"]) == (0.5, 0.5)
+
+
+@pytest.mark.parametrize(("holds", "precision_drop", "told"), [(False, 0.046, True), (False, 0.004, False), (True, 0.046, False)])
+def test_what_the_precision_loses_no_reversion_brings_back(holds: bool, precision_drop: float, told: bool) -> None:
+    shortfall = "" if holds else "accuracy drops by 5.10 points where 1.00 is allowed; there is nothing left to revert"
+    result = {"holds": holds, "shortfall": shortfall, "metrics": {"accuracy": {"limit": 0.01}}}
+    evaluation = {
+        "precisions": {"fp32": "f32", "default": "bf16", "int8": "bf16"},
+        "metrics": {"accuracy": {"share": True, "precision_drop": precision_drop}},
+    }
+    found = precision_json(result, evaluation, "default")
+    assert found["precision"] == "bf16"
+    assert found["shortfall"].startswith(shortfall)
+    assert ("bf16 alone, without any quantization, makes accuracy worse by 4.60 points" in found["shortfall"]) is told
+    assert precision_json(result, evaluation, "f32")["precision"] == "f32"
 
 
 def test_intervals_are_those_of_the_configured_confidence(problem: Problem) -> None:
