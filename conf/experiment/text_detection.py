@@ -12,8 +12,8 @@ import numpy as np
 from PIL import Image, ImageDraw
 from scipy import ndimage  # comes with MLflow
 
+from stages.runtime.datasets.text_lines import WORDS, fonts
 from stages.runtime.detection import COCO_IOU, Detections, MeanAveragePrecision
-from stages.runtime.text_lines import WORDS, fonts
 
 SIZE = 480  # of a page, in pixels
 

@@ -39,10 +39,10 @@ from stages.quantization.statistics.collection import collect
 from stages.quantization.statistics.points import statistics_points
 from stages.runtime import engine
 from stages.runtime.datasets import Sample, Samples, model_inputs
+from stages.runtime.datasets.text_lines import TextLines
 from stages.runtime.latency import latency, speed_up
 from stages.runtime.metrics import Accuracy, ExactMatch, Metric
 from stages.runtime.sources import locate, read
-from stages.runtime.text_lines import TextLines
 from stages.search.candidates import Candidate
 from stages.search.evaluator import Rows, build_candidate
 from stages.search.journal import Journal

@@ -32,10 +32,10 @@ from stages.quantization.statistics.collection import collect
 from stages.quantization.statistics.points import statistics_points
 from stages.runtime import engine
 from stages.runtime.datasets import Sample, checked, model_inputs
+from stages.runtime.datasets.text_lines import TextLines
 from stages.runtime.latency import latency, speed_up
 from stages.runtime.metrics import ExactMatch
 from stages.runtime.sources import locate, read
-from stages.runtime.text_lines import TextLines
 
 ROOT = Path(__file__).parents[2]
 ENGINE = schema.Engine()

@@ -32,8 +32,8 @@ from stages.quantization.statistics.collection import collect
 from stages.quantization.statistics.points import statistics_points
 from stages.runtime import engine
 from stages.runtime.datasets import Sample, checked, model_inputs
+from stages.runtime.datasets.text_lines import TextLines
 from stages.runtime.sources import locate, read
-from stages.runtime.text_lines import TextLines
 from tests.benchmarks.networks import TOKENS, VOCABULARY, encoder, mobilenet_v2, resnet50
 
 ROOT = Path(__file__).parents[2]

@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 
 from stages.common.errors import UserError
-from stages.runtime.datasets import ImageFolder, Sample, fitted
+from stages.runtime.datasets.binding import ImageFolder, Sample, fitted
 
 
 class CocoImages(ImageFolder):

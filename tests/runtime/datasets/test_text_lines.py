@@ -15,8 +15,8 @@ from stages.common.errors import UserError
 from stages.configuration.schema import Engine, Model, Package
 from stages.runtime import engine, sources
 from stages.runtime.datasets import Samples, model_inputs
+from stages.runtime.datasets.text_lines import TextLines
 from stages.runtime.metrics import ExactMatch
-from stages.runtime.text_lines import TextLines
 
 ROOT = Path(__file__).resolve().parents[2]
 
