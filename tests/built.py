@@ -33,7 +33,7 @@ def config(preset: str = "performance", **tracking: Any) -> Config:
             sha256="0" * 64,
             input_shape={"*": [1, 3, 48, -1]},
         ),
-        data=Data(name="lines", calibration={"_target_": "stages.runtime.datasets.text_lines.TextLines", "count": 1300}),
+        data=Data(name="lines", calibration={"_target_": "stages.runtime.datasets.TextLines", "count": 1300}),
         metric={
             "exact_match": {"_target_": "stages.runtime.metrics.ExactMatch"},
             "error": {"_target_": "stages.runtime.metrics.ReferenceError"},

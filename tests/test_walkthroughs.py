@@ -61,7 +61,7 @@ def by_pycocotools(root: Path) -> float:
     from pycocotools.coco import COCO
     from pycocotools.cocoeval import COCOeval
 
-    from stages.runtime.datasets.coco import CocoImages
+    from stages.runtime.datasets import CocoImages
 
     spec = importlib.util.spec_from_file_location("text_detection", root / "conf/experiment/text_detection.py")
     assert spec and spec.loader

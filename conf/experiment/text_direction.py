@@ -8,7 +8,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from stages.runtime.datasets.text_lines import TextLines
+from stages.runtime.datasets import TextLines
 
 
 def write(folder: Path, count: int) -> None:

@@ -38,8 +38,7 @@ from stages.quantization.planning import make_plan
 from stages.quantization.statistics.collection import collect
 from stages.quantization.statistics.points import statistics_points
 from stages.runtime import engine
-from stages.runtime.datasets import Sample, Samples, model_inputs
-from stages.runtime.datasets.text_lines import TextLines
+from stages.runtime.datasets import Sample, Samples, TextLines, model_inputs
 from stages.runtime.latency import latency, speed_up
 from stages.runtime.metrics import Accuracy, ExactMatch, Metric
 from stages.runtime.sources import locate, read

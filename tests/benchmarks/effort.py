@@ -31,8 +31,8 @@ from stages.quantization.planning import make_plan
 from stages.quantization.statistics.collection import collect
 from stages.quantization.statistics.points import statistics_points
 from stages.runtime import engine
-from stages.runtime.datasets import Sample, checked, model_inputs
-from stages.runtime.datasets.text_lines import TextLines
+from stages.runtime.datasets import Sample, TextLines, model_inputs
+from stages.runtime.datasets.binding import checked
 from stages.runtime.sources import locate, read
 from tests.benchmarks.networks import TOKENS, VOCABULARY, encoder, mobilenet_v2, resnet50
 

@@ -46,7 +46,8 @@ from stages.quantization.statistics.collection import collect
 from stages.quantization.statistics.points import statistics_points
 from stages.quantization.statistics.store import load, save
 from stages.runtime import engine
-from stages.runtime.datasets import Sample, checked, model_inputs
+from stages.runtime.datasets import Sample, model_inputs
+from stages.runtime.datasets.binding import checked
 from stages.runtime.sources import locate, read
 
 ROOT = Path(__file__).parents[2]

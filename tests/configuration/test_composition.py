@@ -143,7 +143,7 @@ def test_every_option_of_every_group_is_valid(resolve: Resolve, project: Project
         "data: arrays": "data: {calibration: {path: params.yaml}}",
         "data: image_folder": "data: {calibration: {path: data/images}, validation: {path: data/images}}",
         "data: coco": "data: {calibration: {path: data/pages, annotations: data/pages/annotations.json}}",
-        "data: custom": "data: {calibration: {_target_: stages.runtime.datasets.text_lines.TextLines, count: 3}}",
+        "data: custom": "data: {calibration: {_target_: stages.runtime.datasets.TextLines, count: 3}}",
         "tracking: server": "tracking: {tracking_uri: 'http://localhost:5000'}",
     }
     groups = {path.parent.name for path in (project.root / "conf").glob("*/*.yaml")}

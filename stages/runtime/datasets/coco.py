@@ -12,7 +12,8 @@ import numpy as np
 from PIL import Image
 
 from stages.common.errors import UserError
-from stages.runtime.datasets.binding import ImageFolder, Sample, fitted
+from stages.runtime.datasets.image_folder import ImageFolder, fitted
+from stages.runtime.datasets.sample import Sample
 
 
 class CocoImages(ImageFolder):

@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
 from stages.common.errors import UserError
-from stages.runtime.datasets.binding import Sample
+from stages.runtime.datasets.sample import Sample
 
 HEIGHT, WIDTH = 48, 320  # input of the PP-OCR recognisers
 FONT_SIZE = 40  # rendered large, scaled down later as a camera would

@@ -14,8 +14,7 @@ import pytest
 from stages.common.errors import UserError
 from stages.configuration.schema import Engine, Model, Package
 from stages.runtime import engine, sources
-from stages.runtime.datasets import Samples, model_inputs
-from stages.runtime.datasets.text_lines import TextLines
+from stages.runtime.datasets import Samples, TextLines, model_inputs
 from stages.runtime.metrics import ExactMatch
 
 ROOT = Path(__file__).resolve().parents[2]
