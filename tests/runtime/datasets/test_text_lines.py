@@ -17,7 +17,7 @@ from stages.runtime import engine, sources
 from stages.runtime.datasets import Samples, TextLines, model_inputs
 from stages.runtime.metrics import ExactMatch
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 
 
 def digest(lines: TextLines, index: int) -> str:
@@ -32,7 +32,7 @@ def test_a_line_follows_from_seed_and_index_alone() -> None:
 
 
 def test_the_same_lines_in_another_process() -> None:
-    code = "from tests.runtime.test_text_lines import *; print(digest(TextLines(9, 4), 8))"
+    code = "from tests.runtime.datasets.test_text_lines import *; print(digest(TextLines(9, 4), 8))"
     printed = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     assert printed.strip() == digest(TextLines(9, 4), 8)
 
