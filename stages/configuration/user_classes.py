@@ -166,6 +166,8 @@ def find(target: object, key: str) -> Signature:
     defined = _defined(tree)
     if names[0] not in defined and "*" not in defined and "__getattr__" not in defined:
         public = [node.name for node in tree.body if isinstance(node, ast.ClassDef) and not node.name.startswith("_")]
+        if spec.submodule_search_locations:  # a package's __init__.py hands on the classes of its modules
+            public += [name for name, node in defined.items() if isinstance(node, ast.ImportFrom) and name[0].isupper()]
         raise ConfigError(f"{key}: {show(target)} cannot be found; {_listed(spec, names[0], public)}")
     node = defined.get(names[0])
     if isinstance(node, ast.ImportFrom) and len(names) == 1 and spec.name:

@@ -186,7 +186,8 @@ def test_signatures_agree_with_python_for_what_the_project_ships() -> None:
     import importlib
     import inspect
 
-    for name in ("datasets.Arrays", "datasets.ImageFolder", "text_lines.TextLines", "metrics.Accuracy", "metrics.CharacterAccuracy"):
+    data = ("datasets.Arrays", "datasets.CocoImages", "datasets.ImageFolder", "datasets.TextLines")
+    for name in (*data, "metrics.Accuracy", "metrics.CharacterAccuracy"):
         module, attribute = f"stages.runtime.{name}".rsplit(".", 1)
         parameters = inspect.signature(getattr(importlib.import_module(module), attribute)).parameters.values()
         read = user_classes.find(f"{module}.{attribute}", "key")
