@@ -7,9 +7,11 @@ are imported, and code of a user's own is never run just to check its arguments.
 from __future__ import annotations
 
 import ast
+import copy
+import dataclasses
 import importlib.util
 import pkgutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
@@ -18,6 +20,7 @@ from typing import Any
 from stages.common.errors import ConfigError
 from stages.common.messages import listed, nearest, show, unknown
 
+MOST_IMPORTS = 5  # from one module to the next, until the name of a type is not followed further
 HYDRA_KEYS = ("_target_", "_args_", "_partial_", "_recursive_", "_convert_")
 
 _KINDS: dict[str, tuple[type, ...]] = {
@@ -171,13 +174,57 @@ def find(target: object, key: str) -> Signature:
         raise ConfigError(f"{key}: {show(target)} cannot be found; {_listed(spec, names[0], public)}")
     node = defined.get(names[0])
     if isinstance(node, ast.ImportFrom) and len(names) == 1 and spec.name:
-        package = spec.name if spec.submodule_search_locations else spec.name.rpartition(".")[0]
-        base = importlib.util.resolve_name("." * node.level + (node.module or ""), package) if node.level else node.module
-        original = next(alias.name for alias in node.names if (alias.asname or alias.name) == names[0])
-        return find(f"{base}.{original}", key)
+        return find(_origin(node, names[0], spec), key)
     if len(names) > 1:
         return Signature((), more=True)
-    return _signature(node, tree)
+    signature = _signature(node, tree)
+    written_out = _Aliases(defined, spec)
+    return Signature(tuple(written_out.in_argument(argument) for argument in signature.arguments), signature.more)
+
+
+def _origin(node: ast.ImportFrom, name: str, spec: ModuleSpec) -> str:
+    """The dotted name of what a module imports under `name`."""
+    package = spec.name if spec.submodule_search_locations else spec.name.rpartition(".")[0]
+    base = importlib.util.resolve_name("." * node.level + (node.module or ""), package) if node.level else node.module
+    return f"{base}.{next(alias.name for alias in node.names if (alias.asname or alias.name) == name)}"
+
+
+class _Aliases(ast.NodeTransformer):
+    """Writes out the names of types in annotations: `Mode = Literal["a", "b"]`, here or in a module that it is imported from."""
+
+    def __init__(self, defined: Mapping[str, ast.stmt], spec: ModuleSpec) -> None:
+        self.defined = defined
+        self.spec = spec
+
+    def in_argument(self, argument: Argument) -> Argument:
+        if argument.annotation is None:
+            return argument
+        return dataclasses.replace(argument, annotation=self.visit(copy.deepcopy(argument.annotation)))
+
+    def visit_Name(self, node: ast.Name) -> ast.expr:
+        return _alias(node.id, self.defined, self.spec) or node
+
+
+def _alias(name: str, defined: Mapping[str, ast.stmt], spec: ModuleSpec, depth: int = 0) -> ast.expr | None:
+    """What a name stands for where the project's own code makes it one for a choice of literals; None for anything else."""
+    node = defined.get(name)
+    if isinstance(node, ast.Assign) and isinstance(node.value, ast.Subscript) and _name(node.value.value) == "Literal":
+        return node.value
+    if not isinstance(node, ast.ImportFrom) or depth > MOST_IMPORTS:
+        return None
+    module, _, original = _origin(node, name, spec).rpartition(".")
+    found = _module(module)
+    if found is None or found[1] or not str(found[0].origin).endswith(".py"):
+        return None
+    file = Path(str(found[0].origin))
+    # Nothing of Python's or a package's is read: that would take longer than all the rest.
+    own = any(file.is_relative_to(folder) for folder in (Path.cwd(), Path(__file__).parents[1]))
+    if not own or "site-packages" in file.parts:
+        return None
+    try:
+        return _alias(original, _defined(ast.parse(file.read_text(encoding="utf-8"))), found[0], depth + 1)
+    except (OSError, SyntaxError, ValueError):
+        return None
 
 
 def _listed(spec: ModuleSpec, name: str, public: list[str]) -> str:

@@ -134,6 +134,17 @@ def test_re_exported_class_is_followed(write: Write) -> None:
         check(f"{outer}.D", a=1, b=2)
 
 
+def test_choices_that_have_a_name(write: Write) -> None:
+    """In the same module, in one that it is imported from, and with null."""
+    inner = write('from typing import Literal\nMode = Literal["a", "b"]\nclass C:\n    def __init__(self, mode: Mode): ...')
+    outer = write(f"from {inner} import Mode as M\nclass C:\n    def __init__(self, mode: M | None = None): ...")
+    for target in (f"{inner}.C", f"{outer}.C"):
+        check(target, mode="b")
+        with pytest.raises(ConfigError, match=r"^data\.calibration\.mode: 'c' is not allowed; expected 'a'.* 'b'"):
+            check(target, mode="c")
+    check(f"{outer}.C", mode=None)
+
+
 @pytest.mark.parametrize(
     ("target", "words"),
     [
