@@ -1,17 +1,16 @@
-"""Images in a folder, and how an image becomes a model's input."""
+"""Images in a folder, each subfolder a class."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
-from PIL import Image, UnidentifiedImageError
-
 from stages.common.errors import UserError
+from stages.runtime.datasets.files import files_in, folders_in, left_out
+from stages.runtime.datasets.images import EXTENSIONS, Color, Interpolation, Layout, Preprocessing, Resize
 from stages.runtime.datasets.sample import Sample
 
-IMAGE_EXTENSIONS = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
+PARTS = frozenset({"train", "training", "val", "valid", "validation", "test", "testing"})
 
 
 class ImageFolder:
@@ -21,21 +20,25 @@ class ImageFolder:
         self,
         path: str,
         size: Sequence[int] | None = None,
-        resize: str = "stretch",
+        resize: Resize = "stretch",
         resize_to: int | None = None,
-        color: str = "RGB",
+        color: Color = "RGB",
         scale: float | Sequence[float] = 1.0,
         mean: float | Sequence[float] = 0.0,
         std: float | Sequence[float] = 1.0,
-        layout: str = "NCHW",
-        interpolation: str = "bilinear",
+        layout: Layout = "NCHW",
+        interpolation: Interpolation = "bilinear",
         pad_value: int = 0,
-        extensions: Sequence[str] = IMAGE_EXTENSIONS,
+        exif_orientation: bool = True,
+        classes: Sequence[str] | None = None,
+        extensions: Sequence[str] = EXTENSIONS,
     ) -> None:
         """
-        A sample is (pixels * scale - mean) / std, pixels being 0 to 255.
+        A sample is (pixels * scale - mean) / std, pixels being 0 to 255. Those of 16 bits are scaled to that, those of 32 bits
+        and floating-point ones are taken as they are.
 
         Args:
+            path: the folder. Images lie in it, or in the subfolders of its classes to any depth; what is hidden does not count.
             size: [height, width] of the model's input; none keeps each image's own.
             resize: how an image gets there. "stretch": both sides independently. "crop": scaled until the shorter side is
                 `resize_to` (by default until it just covers the size), then the centre is cut out. "pad": scaled until it
@@ -44,99 +47,92 @@ class ImageFolder:
             scale, mean, std: one number, or one per channel in the order of `color`.
             layout: NCHW or NHWC.
             interpolation: nearest, bilinear, bicubic or lanczos.
+            exif_orientation: turn images as their EXIF data say; false takes pixels as they are stored.
+            classes: the subfolders in the order of their class numbers; one that is missing or empty keeps its number.
+            extensions: what names of images end with.
 
         Raises:
-            UserError: the folder is missing or has no images, or an argument is not one of those above.
+            UserError: the folder is missing or has no images, a subfolder is no class, or an argument is not one of those above.
         """
-        for name, value, allowed in (
-            ("resize", resize, ("stretch", "crop", "pad")),
-            ("color", color, ("RGB", "BGR", "GRAY")),
-            ("layout", layout, ("NCHW", "NHWC")),
-            ("interpolation", interpolation, ("nearest", "bilinear", "bicubic", "lanczos")),
-        ):
-            if value not in allowed:
-                raise UserError(f"ImageFolder: {name} is {value!r}, but must be one of {', '.join(allowed)}")
-        if size is not None and (len(size) != 2 or min(size) < 1):
-            raise UserError(f"ImageFolder: size is {list(size)}, but must be [height, width]")
-        if size is None and resize_to is not None:
-            raise UserError("ImageFolder: resize_to needs size")
-        if size is not None and resize_to is not None and (resize != "crop" or resize_to < max(size)):
-            raise UserError(f"ImageFolder: resize_to {resize_to} is for resize: crop, and not smaller than size {list(size)}")
+        self.preprocessing = Preprocessing(
+            "ImageFolder",
+            size=size,
+            resize=resize,
+            resize_to=resize_to,
+            color=color,
+            scale=scale,
+            mean=mean,
+            std=std,
+            layout=layout,
+            interpolation=interpolation,
+            pad_value=pad_value,
+            exif_orientation=exif_orientation,
+        )
         root = Path(path)
         if not root.is_dir():
             raise UserError(f"image folder {path} does not exist")
-        self.size = None if size is None else (int(size[0]), int(size[1]))
-        self.resize = resize
-        self.resize_to = resize_to
-        self.color = color
-        channels = 1 if color == "GRAY" else 3
-        self.scale, self.mean, self.std = (
-            _per_channel(name, value, channels) for name, value in (("scale", scale), ("mean", mean), ("std", std))
-        )
-        self.layout = layout
-        self.interpolation = Image.Resampling[interpolation.upper()]
-        self.pad_value = pad_value
         suffixes = {suffix.lower() for suffix in extensions}
-        self.classes = sorted(entry.name for entry in root.iterdir() if entry.is_dir() and not entry.name.startswith("."))
-        self.files: list[tuple[Path, int | None]] = [(file, None) for file in _images(root, suffixes)]
-        for index, name in enumerate(self.classes):
-            self.files += [(file, index) for file in _images(root / name, suffixes)]
-        if not self.files:
+        self.others: list[Path] = []
+        direct = self._images(files_in(root, nested=False), suffixes)
+        found = {folder.name: self._images(files_in(folder), suffixes) for folder in folders_in(root)}
+        if not direct and not any(found.values()):
             raise UserError(f"image folder {path} has no images ({', '.join(sorted(suffixes))})")
-        if len({label is None for _, label in self.files}) > 1:
-            raise UserError(f"image folder {path} has images both directly in it and in subfolders: label all or none")
+        self.classes = _class_names(path, found, classes)
+        self.images: list[tuple[Path, int | None]] = [(file, None) for file in direct]
+        for index, name in enumerate(self.classes):
+            self.images += [(file, index) for file in found.get(name, ())]
+        if len({label is None for _, label in self.images}) > 1:
+            raise UserError(
+                f"image folder {path} has images both directly in it and in subfolders: label all or none; "
+                f"{direct[0].name} has no label, {self.images[-1][0].relative_to(root)} is of class {self.images[-1][1]}"
+            )
+
+    def _images(self, files: Sequence[Path], suffixes: set[str]) -> list[Path]:
+        images = [file for file in files if file.suffix.lower() in suffixes]
+        self.others += sorted(set(files) - set(images))
+        return images
 
     def __len__(self) -> int:
-        return len(self.files)
-
-    def label(self, index: int) -> str:
-        return str(self.files[index][0])
+        return len(self.images)
 
     def __getitem__(self, index: int) -> Sample:
-        file, target = self.files[index]
-        try:
-            with Image.open(file) as image:
-                pixels = np.asarray(self._resized(image.convert("L" if self.color == "GRAY" else "RGB")), dtype=np.float32)
-        except (OSError, UnidentifiedImageError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-            raise UserError(f"cannot read image {file}: {error}") from error
-        pixels = pixels.reshape(*pixels.shape[:2], -1)
-        if self.color == "BGR":
-            pixels = pixels[:, :, ::-1]
-        values = (pixels * self.scale - self.mean) / self.std
-        return Sample({"": np.ascontiguousarray(values.transpose(2, 0, 1) if self.layout == "NCHW" else values)[None]}, target)
+        file, target = self.images[index]
+        return Sample({"": self.preprocessing.read(file)[0]}, target)
 
-    def _resized(self, image: Image.Image) -> Image.Image:
-        if self.size is None:
-            return image
-        height, width = self.size
-        if self.resize == "stretch":
-            return image.resize((width, height), self.interpolation)
-        if self.resize == "pad":
-            scaled = image.resize(fitted(image.size, self.size), self.interpolation)
-            canvas = Image.new(image.mode, (width, height), (self.pad_value,) * 3 if image.mode == "RGB" else self.pad_value)
-            canvas.paste(scaled, (0, 0))
-            return canvas
-        ratio = max(width / image.width, height / image.height) if self.resize_to is None else self.resize_to / min(image.size)
-        scaled = image.resize(_scaled(image.size, ratio), self.interpolation)
-        left, top = (scaled.width - width) // 2, (scaled.height - height) // 2
-        return scaled.crop((left, top, left + width, top + height))
+    def label(self, index: int) -> str:
+        return str(self.images[index][0])
+
+    def files(self) -> list[Path]:
+        return [file for file, _ in self.images]
+
+    def notes(self) -> list[str]:
+        """Files that were left out, and names of classes whose order is not the one of their numbers."""
+        notes = left_out(self.others, "no image by `extensions`")
+        if all(name.isdecimal() for name in self.classes) and self.classes != sorted(self.classes, key=int):
+            later, earlier = next((a, b) for a, b in zip(self.classes, self.classes[1:], strict=False) if int(a) > int(b))
+            notes.append(f"class folders are sorted as text, {later} before {earlier}: where their names are class numbers, give classes")
+        return notes
 
 
-def _images(folder: Path, suffixes: set[str]) -> list[Path]:
-    return sorted(file for file in folder.iterdir() if file.is_file() and file.suffix.lower() in suffixes)
+def _class_names(path: str, found: dict[str, list[Path]], classes: Sequence[str] | None) -> list[str]:
+    """The classes in the order of their numbers.
 
-
-def fitted(image: tuple[int, int], size: tuple[int, int]) -> tuple[int, int]:
-    """Width and height of an image of (width, height) that is scaled to fit into `size` (height, width)."""
-    return _scaled(image, min(size[1] / image[0], size[0] / image[1]))
-
-
-def _scaled(image: tuple[int, int], ratio: float) -> tuple[int, int]:
-    return max(1, round(image[0] * ratio)), max(1, round(image[1] * ratio))
-
-
-def _per_channel(name: str, value: float | Sequence[float], channels: int) -> np.ndarray:
-    values = np.atleast_1d(np.asarray(value, dtype=np.float32))
-    if values.shape not in ((1,), (channels,)):
-        raise UserError(f"ImageFolder: {name} must be one number or {channels}, not {values.size}")
-    return values
+    An empty folder may be a class of which there are no images here, or a left-over: counting it would shift the numbers of the
+    others in the one case, and not counting it in the other.
+    """
+    names = sorted(found)
+    if classes is not None:
+        wanted = [str(name) for name in classes]
+        if len(set(wanted)) < len(wanted):
+            raise UserError(f"ImageFolder: classes names {next(name for name in wanted if wanted.count(name) > 1)} twice")
+        if surplus := [name for name in names if found[name] and name not in wanted]:
+            raise UserError(f"image folder {path} has a subfolder {surplus[0]}, which is not among classes: {', '.join(wanted)}")
+        return wanted
+    if empty := [name for name in names if not found[name]]:
+        raise UserError(
+            f"image folder {path} has no images in its subfolder {empty[0]}: remove it, or list all classes in the order of their "
+            f"numbers, classes: [{', '.join(names)}]"
+        )
+    if len(names) > 1 and all(name.lower() in PARTS for name in names):
+        raise UserError(f"the subfolders of image folder {path} are {', '.join(names)}, which are no classes: give one of them as path")
+    return names

@@ -12,6 +12,7 @@ from PIL import Image
 
 from stages.common.errors import UserError
 from stages.runtime.datasets import ImageFolder
+from stages.runtime.datasets.images import Color, Layout
 
 
 @pytest.fixture
@@ -46,7 +47,7 @@ def test_images_directly_in_the_folder_are_unlabelled(folder: Path) -> None:
 
 @pytest.mark.parametrize("layout", ["NCHW", "NHWC"])
 @pytest.mark.parametrize("color", ["RGB", "BGR"])
-def test_pixels_are_scaled_per_channel(folder: Path, layout: str, color: str) -> None:
+def test_pixels_are_scaled_per_channel(folder: Path, layout: Layout, color: Color) -> None:
     mean, std = [1.0, 2.0, 3.0], [4.0, 5.0, 6.0]
     (array,) = ImageFolder(str(folder), color=color, scale=0.5, mean=mean, std=std, layout=layout)[0].inputs.values()
     expected = pixels(folder / "cat" / "z.png")[:, :, :: 1 if color == "RGB" else -1].astype(np.float64)
@@ -94,11 +95,101 @@ def test_what_is_wrong_with_folders(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="image folder nowhere does not exist"):
         ImageFolder("nowhere")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(UserError, match=r"image folder .*empty has no images \(\.bmp, .*\.webp\)"):
+    with pytest.raises(UserError, match=r"image folder .*empty has no images \(\.avif, .*\.webp\)"):
         ImageFolder(str(tmp_path / "empty"))
     (folder / "dog" / "a.PNG").rename(folder / "a.png")
     with pytest.raises(UserError, match="has images both directly in it and in subfolders: label all or none"):
         ImageFolder(str(folder))
+
+
+def image(path: Path, value: int = 0) -> Path:
+    """A small image of one grey."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", (4, 3), (value,) * 3).save(path, format="PNG")
+    return path
+
+
+def labels(dataset: ImageFolder, root: Path) -> dict[str, int | None]:
+    return {str(file.relative_to(root)): target for file, target in dataset.images}
+
+
+def test_images_in_subfolders_of_a_class_are_of_that_class(tmp_path: Path) -> None:
+    for name in ("cat/day2/1.png", "cat/0.png", "dog/day1/a/b/1.png", "dog/day1/2.jfif"):
+        image(tmp_path / name)
+    expected = {"cat/0.png": 0, "cat/day2/1.png": 0, "dog/day1/2.jfif": 1, "dog/day1/a/b/1.png": 1}
+    assert labels(ImageFolder(str(tmp_path)), tmp_path) == expected
+
+
+def test_links_are_followed_but_not_in_circles(tmp_path: Path) -> None:
+    image(tmp_path / "elsewhere/1.png")
+    image(tmp_path / "images/cat/2.png")
+    (tmp_path / "images/dog").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "images/cat/more").symlink_to(tmp_path / "images/cat")
+    assert labels(ImageFolder(str(tmp_path / "images")), tmp_path / "images") == {"cat/2.png": 0, "dog/1.png": 1}
+
+
+@pytest.mark.parametrize("junk", ["__MACOSX", "@eaDir", ".ipynb_checkpoints", "$RECYCLE.BIN"])
+def test_folders_of_systems_and_tools_are_no_classes(tmp_path: Path, junk: str) -> None:
+    for name in ("bee/1.png", "cat/1.png", f"{junk}/1.png", f"bee/{junk}/2.png"):
+        image(tmp_path / name)
+    (tmp_path / junk / "cat").mkdir()
+    dataset = ImageFolder(str(tmp_path))
+    assert labels(dataset, tmp_path) == {"bee/1.png": 0, "cat/1.png": 1}
+    assert dataset.notes() == []
+
+
+def test_resource_forks_and_hidden_files_are_no_images(tmp_path: Path) -> None:
+    """What a zip file made on a Mac leaves behind."""
+    image(tmp_path / "cat/x.jpg")
+    (tmp_path / "cat/._x.jpg").write_bytes(b"\0\5\x16\7")
+    (tmp_path / "cat/.DS_Store").write_bytes(b"\0")
+    (tmp_path / "._cat").write_bytes(b"\0\5\x16\7")
+    (tmp_path / "._y.jpg").write_bytes(b"\0\5\x16\7")
+    assert labels(ImageFolder(str(tmp_path)), tmp_path) == {"cat/x.jpg": 0}
+
+
+def test_an_empty_folder_may_be_a_class_or_not(tmp_path: Path) -> None:
+    """Whether it counts decides about the numbers of the others, so it must be said."""
+    for name in ("bee/1.png", "dog/1.png"):
+        image(tmp_path / name)
+    (tmp_path / "cat").mkdir()
+    with pytest.raises(UserError, match=r"no images in its subfolder cat: remove it, or list all .*, classes: \[bee, cat, dog\]$"):
+        ImageFolder(str(tmp_path))
+    assert labels(ImageFolder(str(tmp_path), classes=["bee", "cat", "dog"]), tmp_path) == {"bee/1.png": 0, "dog/1.png": 2}
+    assert labels(ImageFolder(str(tmp_path), classes=["dog", "bee"]), tmp_path) == {"dog/1.png": 0, "bee/1.png": 1}
+
+
+def test_classes_in_the_order_that_is_given(tmp_path: Path) -> None:
+    for name in ("2/1.png", "10/1.png", "1/1.png"):
+        image(tmp_path / name)
+    sorted_as_text = ImageFolder(str(tmp_path))
+    assert labels(sorted_as_text, tmp_path) == {"1/1.png": 0, "10/1.png": 1, "2/1.png": 2}
+    (note,) = sorted_as_text.notes()
+    assert "sorted as text, 10 before 2" in note
+    by_number = ImageFolder(str(tmp_path), classes=[1, 2, 10])  # type: ignore[list-item] # as YAML reads them
+    assert labels(by_number, tmp_path) == {"1/1.png": 0, "2/1.png": 1, "10/1.png": 2}
+    with pytest.raises(UserError, match=r"has a subfolder 10, which is not among classes: 1, 2"):
+        ImageFolder(str(tmp_path), classes=["1", "2"])
+    with pytest.raises(UserError, match="classes names 2 twice"):
+        ImageFolder(str(tmp_path), classes=["1", "2", "2", "10"])
+
+
+def test_parts_of_a_data_set_are_no_classes(tmp_path: Path) -> None:
+    for name in ("train/cat/1.png", "val/cat/1.png"):
+        image(tmp_path / name)
+    with pytest.raises(UserError, match="are train, val, which are no classes: give one of them as path"):
+        ImageFolder(str(tmp_path))
+
+
+def test_what_is_left_out_is_said(tmp_path: Path) -> None:
+    image(tmp_path / "cat/1.png")
+    for name in ("cat/2.heic", "cat/3.heic", "cat/labels.txt", "readme.md"):
+        (tmp_path / name).write_bytes(b"")
+    assert ImageFolder(str(tmp_path)).notes() == [f"left out, as no image by `extensions`: 2 .heic, e.g. {tmp_path / 'cat/2.heic'}"]
+
+
+def test_files_that_are_read(folder: Path) -> None:
+    assert ImageFolder(str(folder)).files() == [folder / name for name in ("cat/z.png", "dog/a.PNG", "dog/b.png")]
 
 
 @pytest.mark.parametrize("damage", [b"", b"no image", None])
