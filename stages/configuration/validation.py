@@ -23,6 +23,7 @@ from stages.configuration.schema import (
     TUNING_SCOPE,
     Cluster,
     Config,
+    Data,
     Estimator,
     Ignored,
     LayerwiseTuning,
@@ -44,6 +45,7 @@ def checked(values: object) -> Config:
         ConfigError: one line with the key, its value and what is allowed.
     """
     config = typed(Config, values)
+    config = dataclasses.replace(config, data=with_inherited(config.data))
     for key in (*COMPUTED, "accuracy_aware.quantizers_sha256"):
         value, default = map(attrgetter(key), (config, Config()))
         if value != default:
@@ -59,6 +61,15 @@ def checked(values: object) -> Config:
     _check_cluster(config.cluster)
     _check_tracking(config.tracking)
     return config
+
+
+def with_inherited(data: Data) -> Data:
+    """The samples with `validation` in full: without a `_target_` of its own it is a set like `calibration`, with the same arguments
+    but for those that it names.
+    """
+    if data.validation is None or "_target_" in data.validation:
+        return data
+    return dataclasses.replace(data, validation=data.calibration | data.validation)
 
 
 # ------------------------------------------------------------------------------------------------ model, data, metric

@@ -175,15 +175,6 @@ def test_an_experiment_is_not_half_hidden(resolve: Resolve, project: Project) ->
     assert list(resolve("", *EXAMPLE, overrides=("experiment=mine", "metric=top_k")).metric) == ["top_1", "top_5"]
 
 
-def test_image_folder_validation_follows_calibration(resolve: Resolve, project: Project) -> None:
-    project.write("images/1.png", "")
-    both = "data: {calibration: {path: images, size: [64, 48], color: BGR}, validation: {path: images}}"
-    config = resolve(both, EXAMPLE[0], "data: image_folder")
-    assert config.data.validation == config.data.calibration
-    only = resolve("data: {calibration: {path: images}, validation: null}", EXAMPLE[0], "data: image_folder")
-    assert only.data.validation is None
-
-
 def test_defaults_in_conf_are_those_of_the_schema(resolve: Resolve) -> None:
     """conf/ shows defaults beside their explanation, the schema decides them: they must agree."""
     composed = resolve()

@@ -15,7 +15,9 @@ class Data:
     name: str = param(MISSING, "short name of the data set, used for run names and reports")
     calibration: dict[str, Any] = param(dict, "data set for the statistics: `_target_` and its arguments")
     validation: dict[str, Any] | None = param(
-        None, "data set for the metrics; null takes the samples of `calibration` that were not used for calibration"
+        None,
+        "data set for the metrics: what it leaves out is as in `calibration`, unless it has a `_target_`; null takes the samples of"
+        " `calibration` that were not used for calibration",
     )
     calibration_size: int | None = param(
         None, "how many samples go to calibration; null: all, or 300 when there is no validation set", low=1
