@@ -9,11 +9,13 @@ Examples:
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stages.common import artifacts
 from stages.common.errors import UserError
+from stages.common.user_code import user_code
 from stages.configuration.loading import create
 from stages.configuration.schema import Config
 from stages.stage import run
@@ -48,6 +50,14 @@ def main(config: Config) -> dict[str, Any]:
         for sample in progress(validation, f"{NAME}: validation", len(validation)):
             _check_target(metrics, sample.target, sample.label)
             validating.append(identity(sample))
+    datasets = {"data.calibration": calibration.dataset, "data.validation": validation.dataset}
+    if validation.dataset is calibration.dataset:
+        del datasets["data.validation"]
+    opened.update(str(path.absolute()) for dataset in datasets.values() for path in sets.declared_files(dataset))
+    notes = [f"{key}: {note}" for key, dataset in datasets.items() for note in sets.notes_of(dataset)]
+    notes += sets.label_notes(calibrating, validating)
+    for note in notes:
+        print(f"{NAME}: {note}", file=sys.stderr)
     known = {own.inputs for own in calibrating}
     shared = sum(own.inputs in known for own in validating)
     if shared and not config.data.allow_overlap:
@@ -76,14 +86,18 @@ def main(config: Config) -> dict[str, Any]:
         artifacts.write_json(folder / "model.json", described_model)
         artifacts.write_json(folder / "dataset.json", described_data)
     counts = {"operations": len(model.get_ops()), "calibration": len(calibration), "validation": len(validation)}
-    return {**counts, "files": [_seen(path) for path in users_files(opened, Path.cwd()) if not _is_watched(path, config)]}
+    watched = _watched(config)
+    files = [_seen(path) for path in users_files(opened, Path.cwd()) if not _is_watched(path, watched)]
+    return {**counts, "files": files, "notes": notes}
 
 
-def _is_watched(path: Path, config: Config) -> bool:
-    """Whether the configuration has the hash of a file, or of the folder that it is in: then an edit re-runs this stage."""
-    named = [*(name for files in config.files.values() for name in files), *config.user_code]
-    names = {Path(name).absolute() for name in named}
-    return path in names or not names.isdisjoint(path.parents)
+def _watched(config: Config) -> set[Path]:
+    """The files and folders of which the configuration has the hash: an edit of them re-runs this stage."""
+    return {Path(name).absolute() for name in [*(name for files in config.files.values() for name in files), *config.user_code]}
+
+
+def _is_watched(path: Path, watched: set[Path]) -> bool:
+    return path in watched or not watched.isdisjoint(path.parents)
 
 
 def _seen(path: Path) -> dict[str, Any]:
@@ -102,7 +116,10 @@ def _metrics(config: Config, model: ov.Model) -> list[Metric]:
         metric = create(section, f"metric.{name}")
         if not isinstance(metric, Metric):
             raise UserError(f"metric.{name}: {type(metric).__name__} is not derived from stages.runtime.metrics.Metric")
-        metric.bind(model)
+        if not isinstance(metric.higher_is_better, bool):
+            raise UserError(f"metric.{name}: higher_is_better is {metric.higher_is_better!r}, but must be True or False")
+        with user_code(f"metric.{name}: bind of {type(metric).__name__}"):
+            metric.bind(model)
         metrics.append(metric)
     return metrics
 
@@ -110,10 +127,11 @@ def _metrics(config: Config, model: ov.Model) -> list[Metric]:
 def _check_target(metrics: list[Metric], target: Any, label: str) -> None:
     for metric in metrics:
         if not metric.uses_reference:
-            try:
-                metric.check(target)
-            except UserError as error:
-                raise UserError(f"{label}: {error}") from error
+            with user_code(f"{label}: check of {type(metric).__name__}"):
+                try:
+                    metric.check(target)
+                except UserError as error:
+                    raise UserError(f"{label}: {error}") from error
 
 
 if __name__ == "__main__":

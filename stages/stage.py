@@ -17,6 +17,7 @@ from stages.common import artifacts
 from stages.common.errors import UserError
 from stages.common.passwords import without_passwords
 from stages.common.processes import cpu_seconds, die_with_dvc, peak_memory_mb
+from stages.common.user_code import print_traceback
 from stages.configuration.loading import load_config
 from stages.configuration.schema import Config
 
@@ -82,6 +83,7 @@ def fail(name: str, error: UserError | OSError, place: Path) -> int:
 
     place: what was being written, where the error does not say.
     """
+    print_traceback(error)
     reason = str(error) if isinstance(error, UserError) else _of_the_disk(error, place)
     if reason is None:
         raise error

@@ -8,6 +8,7 @@ from typing import Any
 
 from stages.common import artifacts
 from stages.common.errors import ConfigError, UserError
+from stages.common.user_code import user_code
 from stages.configuration.conversion import typed
 from stages.configuration.schema import Config
 
@@ -29,17 +30,20 @@ def create(section: Mapping[str, Any], key: str) -> Any:
         key: where the section stands in the configuration, for messages.
 
     Raises:
-        UserError: what the class itself refuses. Any other exception of the class keeps its traceback.
+        UserError: what the class itself refuses, or another exception of it or of its module.
     """
     from hydra.errors import InstantiationException
     from hydra.utils import instantiate
 
-    try:
-        return instantiate(dict(section), _convert_="all")
-    except InstantiationException as error:
-        cause = error.__cause__
-        if isinstance(cause, UserError):
-            raise UserError(f"{key}: {cause}") from cause
-        if cause is not None:
-            raise cause from None
-        raise ConfigError(f"{key}: {error}") from error
+    with user_code(f"{key}: {section.get('_target_')}"):
+        try:
+            return instantiate(dict(section), _convert_="all")
+        except InstantiationException as error:
+            cause = error.__cause__
+            while cause is not None and cause.__cause__ is not None:  # Hydra's own words about an import that fails
+                cause = cause.__cause__
+            if isinstance(cause, UserError):
+                raise UserError(f"{key}: {cause}") from cause
+            if cause is not None:
+                raise cause from None
+            raise ConfigError(f"{key}: {error}") from error

@@ -96,7 +96,7 @@ def contents(config: Config, key: str) -> Report:
         preset=config.quantization.preset,
         device=config.target_device.name,
         verdict=results.verdict(config, evaluation, speed),
-        warnings=(*_warnings(samples), *evaluation["warnings"]),
+        warnings=(*_warnings(samples), *records.get("prepare", {}).get("notes", ()), *evaluation["warnings"]),
         figures=tuple(results.figures(config, evaluation, speed)),
         columns=(*model_names(evaluation["precisions"]).values(), *_searched_names(kept_budget, tuned)),
         results=tuple(results.table(config, evaluation, speed)),

@@ -31,6 +31,7 @@ def summary(config: Config) -> str:
         f"{config.model.name} on {config.data.name}: preset {config.quantization.preset} for {config.target_device.name},"
         f" {used} calibration and {samples['validation']['count']} validation samples",
         *_overlap(samples),
+        *(f"WARNING: {note}" for note in _notes()),
         "",
         *_table(evaluation, speed),
         *(f"WARNING: {warning}" for warning in evaluation["warnings"]),
@@ -52,6 +53,12 @@ def _overlap(samples: dict[str, Any]) -> list[str]:
     if not shared:
         return []
     return [f"WARNING: {shared} of the validation samples are calibration samples too, so the drop looks smaller than it is"]
+
+
+def _notes() -> list[str]:
+    """What `prepare` found odd about the data."""
+    record = artifacts.record("prepare")
+    return list(artifacts.read_json(record).get("notes", ())) if record.exists() else []
 
 
 # ------------------------------------------------------------------------------------------------ accuracy, speed, size

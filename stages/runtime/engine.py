@@ -13,8 +13,10 @@ import numpy as np
 import openvino as ov
 
 from stages.common.errors import UserError
+from stages.common.user_code import user_code
 from stages.configuration.schema import Engine
 from stages.runtime.datasets import Sample
+from stages.runtime.metric_values import check_scores, metric_value, numbers, shown
 from stages.runtime.metrics import Metric
 from stages.runtime.requests import Requests
 
@@ -179,12 +181,22 @@ def evaluate_metrics(
                 for key, metric in metrics.items():
                     target = reference_outputs[position] if metric.uses_reference else sample.target
                     rows[name][key].append(metric_row(key, metric, outputs, target, sample.label))
-    return {name: {key: stack_rows(key, values) for key, values in by_metric.items()} for name, by_metric in rows.items()}
+    stacked = {name: {key: stack_rows(key, values) for key, values in by_metric.items()} for name, by_metric in rows.items()}
+    for by_metric in stacked.values():
+        for key, metric in metrics.items():
+            metric_value(key, metric, by_metric[key])
+            check_scores(key, metric, by_metric[key])
+    return stacked
 
 
 def metric_row(key: str, metric: Metric, outputs: list[np.ndarray], target: Any, label: str) -> np.ndarray:
-    """A metric's row [k] of one sample. UserError when it is not finite; `label` names the sample."""
-    values = np.atleast_1d(np.asarray(metric.per_sample(outputs, target), dtype=np.float64))
+    """A metric's row [k] of one sample. UserError when it is no row of finite numbers; `label` names the sample."""
+    with user_code(f"metric {key}, {label}: per_sample of {type(metric).__name__}"):
+        result = metric.per_sample(outputs, target)
+    values = numbers(result)
+    if values is None:
+        raise UserError(f"metric {key}: per_sample gives {shown(result)} for {label}, but must give a number, or a row of numbers")
+    values = np.atleast_1d(values)
     if not np.all(np.isfinite(values)):
         raise UserError(f"metric {key} is not a finite number ({values.ravel()[~np.isfinite(values.ravel())][0]}) for {label}")
     return values

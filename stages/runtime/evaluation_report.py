@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 
-from stages.common.errors import UserError
 from stages.common.units import drop
 from stages.configuration.schema import Config
 from stages.runtime.baseline import Values
 from stages.runtime.confidence import paired_drop
+from stages.runtime.metric_values import metric_value
 from stages.runtime.metrics import Metric
 
 
@@ -36,10 +36,7 @@ def judge(values: Values, metrics: Mapping[str, Metric], config: Config, *, spli
     judged = {}
     for name in sorted(metrics, key=lambda name: name != config.evaluate.primary_metric):  # stable: the others keep their order
         metric = metrics[name]
-        result = {model: metric.value(rows[name]) for model, rows in values.items()}
-        for model, value in result.items():
-            if not np.isfinite(value):
-                raise UserError(f"metric {name} is not a finite number for the {model} model: {value}")
+        result = {model: metric_value(name, metric, rows[name], model) for model, rows in values.items()}
         numbers: dict[str, float | None] = {**result, **_drop(metric, values["fp32"][name], values["int8"][name], config, "drop")}
         if split:
             numbers |= _drop(metric, values["fp32"][name], values["default"][name], config, "precision_drop")

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import hashlib
+import operator
+import os
 from collections.abc import Sequence
-from typing import Any
+from pathlib import Path
+from typing import Any, SupportsIndex
 
 import numpy as np
 
 from stages.common import artifacts
 from stages.common.errors import UserError
+from stages.common.user_code import offered, user_code
 from stages.configuration.loading import create
 from stages.configuration.schema import Config
-from stages.runtime.datasets import Dataset, Identity, ModelInput, Samples
+from stages.runtime.datasets import Dataset, Identity, ImageFolder, ModelInput, Samples
 
 CALIBRATION, VALIDATION = "calibration", "validation"
 DEFAULT_CALIBRATION_SIZE = 300
@@ -34,6 +38,7 @@ def choose(config: Config, inputs: Sequence[ModelInput]) -> tuple[Samples, Sampl
     if data.validation is not None:
         chosen = _first(order, size, "data.calibration_size", "data.calibration")
         validation = _dataset(config, VALIDATION)
+        _check_classes(calibration, validation)
         others = _first(_order(len(validation), config, stream=1), data.validation_size, "data.validation_size", "data.validation")
         return Samples(calibration, inputs, chosen, CALIBRATION), Samples(validation, inputs, others, VALIDATION)
     if size is None:
@@ -50,6 +55,40 @@ def choose(config: Config, inputs: Sequence[ModelInput]) -> tuple[Samples, Sampl
         # Unused samples first; then the calibration samples serve twice.
         left = _first([*left, *chosen], data.validation_size, "data.validation_size", "data.calibration")
     return Samples(calibration, inputs, chosen, CALIBRATION), Samples(calibration, inputs, left[: data.validation_size], VALIDATION)
+
+
+def declared_files(dataset: Dataset) -> list[Path]:
+    """The files that a data set says it reads: by a method or an attribute `files`, for what it opens outside of Python."""
+    method, attribute = offered(dataset, "files"), getattr(dataset, "files", None)
+    if method is not None:
+        with user_code(f"files of {type(dataset).__name__}"):
+            attribute = list(method())
+    files = list(attribute) if isinstance(attribute, (list, tuple, set, frozenset)) else []
+    return [Path(file) for file in files if isinstance(file, (str, os.PathLike)) and Path(file).is_file()]
+
+
+def notes_of(dataset: Dataset) -> list[str]:
+    """What a data set has to say about itself, e.g. which files it left out, where it has a method `notes`."""
+    method = offered(dataset, "notes")
+    if method is None:
+        return []
+    with user_code(f"notes of {type(dataset).__name__}"):
+        return [str(note) for note in method()]
+
+
+def label_notes(calibration: Sequence[Identity], validation: Sequence[Identity]) -> list[str]:
+    """What is odd about the labels, as it is where samples are sorted by class and the first ones are taken."""
+    targets = [own.target for own in validation if own.target is not None]
+    kinds = set(targets)
+    advice = "where samples are sorted by class, set data.shuffle: true"
+    if len(kinds) == 1 and len(targets) > 1:
+        return [f"all {len(targets)} validation samples have the same label, which says little about a model: {advice}"]
+    others = {own.target for own in calibration if own.target is not None}
+    classes = len(kinds) <= min(len(targets) / 2, len(calibration))  # texts and boxes differ from sample to sample
+    if others and kinds and classes and len(kinds & others) < len(kinds) / 2:
+        shared = len(kinds & others) or "none"
+        return [f"calibration samples have {shared} of the {len(kinds)} labels that validation samples have: {advice}"]
+    return []
 
 
 def describe(samples: Samples, identities: Sequence[Identity]) -> dict[str, Any]:
@@ -101,11 +140,28 @@ def _prepared(config: Config, name: str) -> Samples:
 def _dataset(config: Config, name: str) -> Dataset:
     section = config.data.calibration if name == CALIBRATION else config.data.validation
     dataset = create(section or {}, f"data.{name}")
-    if not (hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__")):
+    if not (hasattr(type(dataset), "__len__") and hasattr(type(dataset), "__getitem__")):
         raise UserError(f"data.{name}: {type(dataset).__name__} is no data set; it needs __len__ and __getitem__(index)")
-    if len(dataset) == 0:
+    with user_code(f"data.{name}: __len__ of {type(dataset).__name__}"):
+        count = type(dataset).__len__(dataset)
+    if isinstance(count, bool) or not isinstance(count, SupportsIndex) or operator.index(count) < 0:
+        raise UserError(f"data.{name}: __len__ of {type(dataset).__name__} gives {count!r}, but must give the number of samples")
+    if operator.index(count) == 0:
         raise UserError(f"data.{name}: the data set has no samples")
     return dataset
+
+
+def _check_classes(calibration: Dataset, validation: Dataset) -> None:
+    """Refuse two folders whose subfolders would give the same class different numbers."""
+    if not (isinstance(calibration, ImageFolder) and isinstance(validation, ImageFolder)):
+        return
+    one, other = calibration.classes, validation.classes
+    if one and other and one != other:
+        different = sorted(set(one) ^ set(other)) or [next(a for a, b in zip(one, other, strict=True) if a != b)]
+        raise UserError(
+            f"data.calibration has {len(one)} classes and data.validation {len(other)}, which differ in {', '.join(different[:3])}, so one "
+            "class would have two numbers: list all of them in data.calibration.classes, in the order of the model's numbers"
+        )
 
 
 def _order(count: int, config: Config, stream: int) -> list[int]:

@@ -195,12 +195,60 @@ class Broken(Metric):
         (float("nan"), r"metric mine is not a finite number \(nan\) for sample 2"),
         (np.array([1.0, np.inf]), r"metric mine is not a finite number \(inf\) for sample 2"),
         (np.array([1.0, 2.0]), "metric mine gives arrays of different shapes"),
+        (None, r"metric mine: per_sample gives nothing \(None\) for sample 2, but must give a number, or a row of numbers"),
+        ("0.5", r"per_sample gives str '0\.5' for sample 2"),
+        ({"iou": 0.5}, r"per_sample gives dict \{'iou': 0\.5\} for sample 2"),
+        (0.5j, r"per_sample gives complex 0\.5j for sample 2"),
+        ([0.5, [1.0]], r"per_sample gives list \[0\.5, \[1\.0\]\] for sample 2"),
     ],
 )
 def test_what_a_metric_must_not_return(rows: np.ndarray, wrong: Any, message: str) -> None:
     compiled = {"fp32": engine.compile(models.linear(WEIGHTS), Engine())}
     with pytest.raises(UserError, match=message):
         engine.evaluate_metrics(compiled, samples_of(rows[:5]), {"mine": Broken(wrong)})
+
+
+class Wrong(Largest):
+    """Gives something else than a number in one place."""
+
+    def __init__(self, place: str, wrong: Any) -> None:
+        self.place = place
+        self.wrong = wrong
+
+    def _at(self, place: str, right: Any) -> Any:
+        if place != self.place:
+            return right
+        if isinstance(self.wrong, BaseException):
+            raise self.wrong
+        return self.wrong
+
+    def per_sample(self, outputs: Sequence[np.ndarray], target: Any) -> Any:
+        return self._at("per_sample", 0.5)
+
+    def value(self, rows: np.ndarray) -> Any:
+        return self._at("value", 0.5)
+
+    def score(self, rows: np.ndarray) -> Any:
+        return self._at("score", rows[:, 0])
+
+
+@pytest.mark.parametrize(
+    ("place", "wrong", "message"),
+    [
+        ("value", None, r"metric mine: value gives nothing \(None\), but must give a number"),
+        ("value", np.ones(2), r"metric mine: value gives an array of shape \[2\], but must give a number"),
+        ("value", float("inf"), "metric mine is not a finite number: inf"),
+        ("score", 0.5, r"metric mine: score gives float 0\.5 for 5 samples, but must give a number for each"),
+        ("score", np.ones((5, 1)), r"metric mine: score gives an array of shape \[5, 1\] for 5 samples"),
+        ("per_sample", KeyError("boxes"), r"metric mine, sample 0: per_sample of Wrong: KeyError: 'boxes' \(tests/runtime/test_engine\.py"),
+        ("value", ZeroDivisionError(), "metric mine: value of Wrong: ZeroDivisionError"),
+        ("score", SystemExit(0), r"metric mine: score of Wrong: it ends the program, with sys\.exit\(0\)"),
+    ],
+)
+def test_a_metric_of_the_wrong_type(rows: np.ndarray, place: str, wrong: Any, message: str) -> None:
+    compiled = {"fp32": engine.compile(models.linear(WEIGHTS), Engine())}
+    with pytest.raises(UserError, match=f"^{message}"):
+        engine.evaluate_metrics(compiled, samples_of(rows[:5]), {"mine": Wrong(place, wrong)})
 
 
 def test_no_samples_to_evaluate() -> None:

@@ -7,8 +7,9 @@ A data set is any object with `__len__` and `__getitem__(index)`, where an item 
     (either of these, target)   with what the metrics compare with: a class, a text, a class map, ...
     Sample(inputs, target)
 
-Arrays carry the batch dimension, of size 1. An optional `label(index)` says what to call a sample in messages, e.g. its file.
-A data set of your own is such a class, named by `_target_` in conf/data/.
+Arrays carry the batch dimension, of size 1: what a model takes of shape [N, 3, 224, 224] is [1, 3, 224, 224] here. An optional
+`label(index)` says what to call a sample in messages, e.g. its file (`Dataset` has all that is optional). Whatever NumPy can read
+will do, e.g. tensors of PyTorch. A data set of your own is such a class, named by `_target_` in conf/data/.
 """
 
 from stages.runtime.datasets.arrays import Arrays

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from stages.common.errors import UserError
+from stages.common.user_code import offered, user_code
 from stages.runtime.datasets.identities import Identity, identity
 from stages.runtime.datasets.inputs import ModelInput
 from stages.runtime.datasets.sample import Dataset, Sample
@@ -50,7 +51,10 @@ class Samples(Sequence[Sample]):
         if isinstance(position, slice):
             expected = None if self.expected is None else self.expected[position]
             return Samples(self.dataset, self.inputs, self.indices[position], self.name, expected)
-        sample = checked(self.dataset[self.indices[position]], self.inputs, self.label(position))
+        label = self.label(position)
+        with user_code(label):
+            item = self.dataset[self.indices[position]]
+        sample = checked(item, self.inputs, label)
         if self.expected is not None and identity(sample) != self.expected[position]:
             raise UserError(f"{sample.label} has changed since the stage `prepare`: run `dvc repro --force prepare`, then `dvc repro`")
         return sample
@@ -65,9 +69,13 @@ class Samples(Sequence[Sample]):
         return f"{self.name} sample {index}" + (f" ({own})" if own else "")
 
     def own_label(self, position: int) -> str | None:
-        """What the data set itself calls a sample, e.g. its file name."""
-        label = getattr(self.dataset, "label", None)
-        return None if label is None else str(label(self.indices[position]))
+        """What the data set itself calls a sample, e.g. its file name; None where its `label` is no such method."""
+        index = self.indices[position]
+        label = offered(self.dataset, "label", index)
+        if label is None:
+            return None
+        with user_code(f"{self.name} sample {index}: label({index}) of {type(self.dataset).__name__}"):
+            return str(label(index))
 
 
 def checked(item: Any, inputs: Sequence[ModelInput], label: str) -> Sample:
@@ -76,21 +84,42 @@ def checked(item: Any, inputs: Sequence[ModelInput], label: str) -> Sample:
     Raises:
         UserError: names `label` and the input: what is wrong with it and what the model expects.
     """
-    given, target = _split(item, label)
+    given, target = _split(item, inputs, label)
     by_name = _by_name(given, inputs, label)
-    return Sample({entry.name: _checked_array(by_name[entry.name], entry, label) for entry in inputs}, target, label)
+    arrays = {entry.name: _checked_array(by_name[entry.name], entry, label) for entry in inputs}
+    return Sample(arrays, _plain(target), label)
 
 
-def _split(item: Any, label: str) -> tuple[Mapping[str, Any], Any]:
+def _split(item: Any, inputs: Sequence[ModelInput], label: str) -> tuple[Mapping[str, Any], Any]:
     if isinstance(item, Sample):
         given, target = item.inputs, item.target
-    elif isinstance(item, tuple):
+    elif isinstance(item, tuple) or _is_pair(item, inputs):
         if len(item) != 2:
             raise UserError(f"{label} is a tuple of {len(item)}, but must be (inputs, target)")
         given, target = item
     else:
         given, target = item, None
     return (given if isinstance(given, Mapping) else {"": given}), target
+
+
+def _is_pair(item: Any, inputs: Sequence[ModelInput]) -> bool:
+    """Whether a list is (inputs, target), as batches of PyTorch are, and not an array written as a list."""
+    if not isinstance(item, list) or len(item) != 2 or not (isinstance(item[0], Mapping) or hasattr(item[0], "__array__")):
+        return False
+    try:
+        shape = np.shape(item)
+    except (TypeError, ValueError):  # of different lengths
+        return True
+    return not (len(inputs) == 1 and inputs[0].shape is not None and _fits(shape, inputs[0].shape))
+
+
+def _plain(target: Any) -> Any:
+    """A target with arrays of other libraries, e.g. PyTorch's, as NumPy's."""
+    if isinstance(target, Mapping):
+        return {key: _plain(value) for key, value in target.items()}
+    if isinstance(target, (list, tuple)) and not hasattr(target, "_fields"):
+        return type(target)(_plain(value) for value in target)
+    return np.asarray(target) if hasattr(target, "__array__") and not isinstance(target, (np.ndarray, np.generic)) else target
 
 
 def _by_name(given: Mapping[str, Any], inputs: Sequence[ModelInput], label: str) -> dict[str, Any]:
@@ -111,16 +140,14 @@ def _by_name(given: Mapping[str, Any], inputs: Sequence[ModelInput], label: str)
 
 
 def _checked_array(value: Any, expected: ModelInput, label: str) -> np.ndarray:
-    array = np.asarray(value)
+    with user_code(f"{label}: input {expected.name} is no array"):
+        array = np.asarray(value)
     if not (np.issubdtype(array.dtype, np.number) or array.dtype == np.bool_) or np.issubdtype(array.dtype, np.complexfloating):
         raise UserError(f"{label}: input {expected.name} is of type {array.dtype}, not numbers")
-    if expected.shape is not None:
-        fits = array.ndim == len(expected.shape) and all(want in (-1, have) for want, have in zip(expected.shape, array.shape, strict=True))
-        if not fits:
-            wanted = [size if size >= 0 else "?" for size in expected.shape]
-            raise UserError(
-                f"{label}: input {expected.name} has shape {list(array.shape)}, but the model expects {wanted}".replace("'", "")
-            )
+    if expected.shape is not None and not _fits(array.shape, expected.shape):
+        wanted = str([size if size >= 0 else "?" for size in expected.shape]).replace("'", "")
+        hint = "; samples carry the batch dimension: give x[None] instead of x" if _fits((1, *array.shape), expected.shape) else ""
+        raise UserError(f"{label}: input {expected.name} has shape {list(array.shape)}, but the model expects {wanted}{hint}")
     if np.issubdtype(array.dtype, np.floating) and not np.isfinite(array).all():
         place = [int(index) for index in np.argwhere(~np.isfinite(array))[0]]
         raise UserError(f"{label}: input {expected.name} has the value {array[tuple(place)]} at {place}")
@@ -129,6 +156,10 @@ def _checked_array(value: Any, expected: ModelInput, label: str) -> np.ndarray:
     if converted.dtype != array.dtype and not _same_numbers(array, converted):
         raise UserError(f"{label}: input {expected.name} is of type {array.dtype} with values that {expected.dtype} cannot hold")
     return converted
+
+
+def _fits(shape: tuple[int, ...], expected: tuple[int, ...]) -> bool:
+    return len(shape) == len(expected) and all(want in (-1, have) for want, have in zip(expected, shape, strict=True))
 
 
 def _same_numbers(array: np.ndarray, converted: np.ndarray) -> bool:

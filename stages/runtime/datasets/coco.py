@@ -103,9 +103,6 @@ class CocoImages:
     def label(self, index: int) -> str:
         return str(self.images[index].file)
 
-    def files(self) -> list[Path]:
-        return [self.annotations, *(entry.file for entry in self.images)]
-
     def notes(self) -> list[str]:
         """Images that the annotations do not list."""
         listed = {entry.file for entry in self.images}

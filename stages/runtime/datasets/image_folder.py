@@ -102,9 +102,6 @@ class ImageFolder:
     def label(self, index: int) -> str:
         return str(self.images[index][0])
 
-    def files(self) -> list[Path]:
-        return [file for file, _ in self.images]
-
     def notes(self) -> list[str]:
         """Files that were left out, and names of classes whose order is not the one of their numbers."""
         notes = left_out(self.others, "no image by `extensions`")

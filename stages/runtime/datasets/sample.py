@@ -16,7 +16,12 @@ class Sample(NamedTuple):
 
 
 class Dataset(Protocol):
-    """What a data set must offer; `label(index) -> str` is optional."""
+    """What a data set must offer. Optional are the methods
+
+    `label(index) -> str`: what to call a sample in messages, e.g. its file;
+    `files() -> Iterable[str | Path]`: files that it reads and that none of its arguments names, where no Python code opens them;
+    `notes() -> Iterable[str]`: what a user should know of it, e.g. what was left out.
+    """
 
     def __len__(self) -> int: ...
 

@@ -188,10 +188,6 @@ def test_what_is_left_out_is_said(tmp_path: Path) -> None:
     assert ImageFolder(str(tmp_path)).notes() == [f"left out, as no image by `extensions`: 2 .heic, e.g. {tmp_path / 'cat/2.heic'}"]
 
 
-def test_files_that_are_read(folder: Path) -> None:
-    assert ImageFolder(str(folder)).files() == [folder / name for name in ("cat/z.png", "dog/a.PNG", "dog/b.png")]
-
-
 @pytest.mark.parametrize("damage", [b"", b"no image", None])
 def test_an_unreadable_image_is_named(folder: Path, damage: bytes | None) -> None:
     path = folder / "cat" / "z.png"
