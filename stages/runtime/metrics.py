@@ -15,6 +15,7 @@ import openvino as ov
 
 from stages.common.errors import UserError
 from stages.runtime.ctc import CtcDecoder, edit_distance
+from stages.runtime.labels import class_index, class_map, only, shown
 
 
 class Metric:
@@ -63,13 +64,21 @@ class OutputMetric(Metric):
 
 
 class Accuracy(OutputMetric):
-    """Share of samples whose class is among the `top_k` highest scores. Target: the class index."""
+    """Share of samples whose class is among the `top_k` highest scores. Target: the class index.
 
-    def __init__(self, top_k: int = 1, output: str | int = 0) -> None:
+    A model with a single score tells two classes apart: 1 where the score is above `threshold`, else 0.
+    """
+
+    def __init__(self, top_k: int = 1, output: str | int = 0, threshold: float | None = None) -> None:
+        """
+        Args:
+            threshold: of a single score, e.g. 0.5 for a probability, 0 for a logit; by default 0.5 where a Sigmoid gives it.
+        """
         super().__init__(output)
         if top_k < 1:
             raise UserError(f"Accuracy: top_k is {top_k}, but must be at least 1")
         self.top_k = top_k
+        self.threshold = threshold
         self.classes = -1
 
     def bind(self, model: ov.Model) -> None:
@@ -78,22 +87,26 @@ class Accuracy(OutputMetric):
         sizes = [size for size in self.shape[1:] if size != 1]
         if len(sizes) > 1:
             raise UserError(f"Accuracy: output {self.output!r} has shape {list(self.shape)}, not one score per class")
-        self.classes = sizes[0] if sizes else 1
-        if self.classes == 1:
-            raise UserError(f"Accuracy: output {self.output!r} has shape {list(self.shape)}: a single score has no classes")
+        self.classes = sizes[0] if sizes else 2
+        self.threshold = single_threshold(self, model, self.threshold, single=not sizes)
         if self.top_k >= self.classes > 0:
             raise UserError(f"Accuracy: top_k is {self.top_k}, but the model has {self.classes} classes")
 
     def check(self, target: Any) -> None:
-        if not _is_integer(target):
-            raise UserError(f"Accuracy needs a class index as label, not {_shown(target)}")
-        if target < 0 or 0 < self.classes <= target:
-            raise UserError(f"label {int(target)} is out of range: the model has {self.classes} classes, 0 to {self.classes - 1}")
+        label = class_index(target, two=self.classes == 2)
+        if label is None:
+            hint = "; of one-hot labels give the argmax" if np.size(target) == self.classes > 1 else ""
+            raise UserError(f"Accuracy needs a class index as label, not {shown(target)}{hint}")
+        if label < 0 or 0 < self.classes <= label:
+            raise UserError(f"label {label} is out of range: the model has {self.classes} classes, 0 to {self.classes - 1}")
 
     def per_sample(self, outputs: Sequence[np.ndarray], target: Any) -> float:
         scores = outputs[self.index].ravel()
         if not np.isfinite(scores).all():
             return float("nan")
+        target = class_index(target, two=self.classes == 2)
+        if self.threshold is not None:
+            return float((scores[0] > self.threshold) == target)
         # Ties are lost: a model that scores all classes alike has recognised nothing.
         return float(np.count_nonzero(scores >= scores[target]) <= self.top_k)
 
@@ -120,8 +133,8 @@ class ExactMatch(OutputMetric):
         self.decoder = CtcDecoder.of_model(model, self.shape, self.characters, self.blank)
 
     def check(self, target: Any) -> None:
-        if not isinstance(target, str) or not target.strip():
-            raise UserError(f"{type(self).__name__} needs the text as label, not {_shown(target)}")
+        if not isinstance(text := only(target), str) or not text.strip():
+            raise UserError(f"{type(self).__name__} needs the text as label, not {shown(target)}")
 
     def per_sample(self, outputs: Sequence[np.ndarray], target: Any) -> float:
         read, text = self._texts(outputs, target)
@@ -129,7 +142,7 @@ class ExactMatch(OutputMetric):
 
     def _texts(self, outputs: Sequence[np.ndarray], target: str) -> tuple[str | None, str]:
         """What was read (None: the scores are NaN) and what should have been."""
-        read = self.decoder(outputs[self.index])
+        read, target = self.decoder(outputs[self.index]), str(only(target))
         if self.ignore_space and read is not None:
             return read.replace(" ", "").replace("\u3000", ""), target.replace(" ", "")
         return read, target
@@ -155,20 +168,30 @@ class CharacterAccuracy(ExactMatch):
 class MeanIoU(OutputMetric):
     """Mean over classes of intersection / union, both summed over all samples. Target: class map [H, W].
 
-    The output is either scores, with the classes along `class_axis`, or already a class map of integers.
+    The output is either scores, with the classes along `class_axis`, or already a class map of integers. A single score per pixel
+    tells two classes apart: 1 where it is above `threshold`, else 0.
     Rows are the C intersections followed by the C unions, in pixels. Classes that occur nowhere are left out of the mean.
     """
 
-    def __init__(self, classes: int | None = None, ignore_label: int | None = None, class_axis: int = 1, output: str | int = 0) -> None:
+    def __init__(
+        self,
+        classes: int | None = None,
+        ignore_label: int | None = None,
+        class_axis: int = 1,
+        output: str | int = 0,
+        threshold: float | None = None,
+    ) -> None:
         """
         Args:
             classes: number of classes; by default the size of the output along `class_axis`.
             ignore_label: pixels with this label in the target do not count, e.g. 255.
+            threshold: of a single score, e.g. 0.5 for a probability, 0 for a logit; by default 0.5 where a Sigmoid gives it.
         """
         super().__init__(output)
         self.classes = classes or 0
         self.ignore_label = ignore_label
         self.class_axis = class_axis
+        self.threshold = threshold
         self.is_map = False
         self.size: tuple[int, ...] = ()
 
@@ -179,8 +202,10 @@ class MeanIoU(OutputMetric):
         if not self.is_map:
             if not -len(sizes) <= self.class_axis < len(sizes):
                 raise UserError(f"MeanIoU: class_axis {self.class_axis} does not exist in output {self.output!r} of shape {sizes}")
-            self.classes = self.classes or sizes[self.class_axis]
-            if sizes[self.class_axis] not in (-1, self.classes):
+            single = sizes[self.class_axis] == 1 and self.classes in (0, 1, 2)
+            self.threshold = single_threshold(self, model, self.threshold, single=single)
+            self.classes = 2 if single else self.classes or sizes[self.class_axis]
+            if not single and sizes[self.class_axis] not in (-1, self.classes):
                 raise UserError(
                     f"MeanIoU: classes is {self.classes}, but output {self.output!r} of shape {sizes} has {sizes[self.class_axis]}"
                 )
@@ -190,12 +215,12 @@ class MeanIoU(OutputMetric):
         self.size = tuple(sizes[-2:])
 
     def check(self, target: Any) -> None:
-        labels = np.asarray(target)
-        if labels.ndim < 2 or not np.issubdtype(labels.dtype, np.integer):
-            raise UserError(f"MeanIoU needs a map of class indices as label, not {_shown(target)}")
-        for expected, size in zip(self.size, labels.shape[-2:], strict=True):
+        labels = class_map(target)
+        if labels is None:
+            raise UserError(f"MeanIoU needs a map of class indices as label, not {shown(target)}")
+        for expected, size in zip(self.size, labels.shape, strict=True):
             if expected not in (-1, size):
-                raise UserError(f"MeanIoU: the label map is {list(labels.shape[-2:])}, but the model's output is {list(self.size)}")
+                raise UserError(f"MeanIoU: the label map is {list(labels.shape)}, but the model's output is {list(self.size)}")
         counted = labels if self.ignore_label is None else labels[labels != self.ignore_label]
         if counted.size and not 0 <= counted.min() <= counted.max() < self.classes:
             wrong = counted.min() if counted.min() < 0 else counted.max()
@@ -205,7 +230,12 @@ class MeanIoU(OutputMetric):
         output = outputs[self.index]
         if not self.is_map and not np.isfinite(output).all():
             return np.full(2 * self.classes, np.nan)
-        found = (output if self.is_map else output.argmax(axis=self.class_axis)).ravel().astype(np.int64)
+        if self.is_map:
+            found = output.ravel().astype(np.int64)
+        elif self.threshold is not None:
+            found = (output > self.threshold).ravel().astype(np.int64)
+        else:
+            found = output.argmax(axis=self.class_axis).ravel().astype(np.int64)
         labels = np.asarray(target).ravel().astype(np.int64)
         if found.size != labels.size:
             raise UserError(f"MeanIoU: the model's output has {found.size} pixels, the label {labels.size}")
@@ -277,14 +307,24 @@ def find_output(model: ov.Model, output: str | int) -> int:
     raise UserError(f"the model has no output {output!r}; its outputs are: {', '.join(min(aliases) for aliases in names)}")
 
 
-def _is_integer(target: Any) -> bool:
-    return isinstance(target, (int, np.integer)) and not isinstance(target, bool)
+def single_threshold(metric: OutputMetric, model: ov.Model, threshold: float | None, *, single: bool) -> float | None:
+    """The threshold of an output with a single score for two classes; None for one score per class.
+
+    Raises:
+        UserError: it is not known what the score means, or there is no such score.
+    """
+    who = f"{type(metric).__name__}: output {metric.output!r} has shape {list(metric.shape)}"
+    if not single:
+        if threshold is not None:
+            raise UserError(f"{who}: threshold is {threshold}, but is for a single score")
+        return None
+    if threshold is None and not _is_probability(model.outputs[metric.index].get_node()):
+        raise UserError(f"{who}: of a single score tell from which threshold on the class is 1, e.g. 0.5 for a probability, 0 for a logit")
+    return 0.5 if threshold is None else threshold
 
 
-def _shown(target: Any) -> str:
-    if target is None:
-        return "an unlabelled sample"
-    if isinstance(target, np.ndarray):
-        return f"an array of {target.dtype} {list(target.shape)}"
-    text = repr(target)
-    return f"{type(target).__name__} {text if len(text) <= 40 else text[:37] + '...'}"
+def _is_probability(node: ov.Node) -> bool:
+    """Whether a Sigmoid gives what arrives at `node`, with nothing but another shape or type in between."""
+    while node.get_type_name() in ("Result", "Convert", "Reshape", "Squeeze", "Transpose", "Unsqueeze", "Interpolate"):
+        node = node.input_value(0).get_node()
+    return str(node.get_type_name()) == "Sigmoid"

@@ -59,9 +59,12 @@ def test_ties_do_not_count_as_recognised() -> None:
         (-1, r"label -1 is out of range"),
         (None, r"needs a class index as label, not an unlabelled sample"),
         ("cat", r"needs a class index as label, not str 'cat'"),
-        (1.0, r"needs a class index as label, not float 1\.0"),
+        (1.5, r"needs a class index as label, not float 1\.5"),
+        (float("nan"), r"needs a class index as label, not float nan"),
         (True, r"not bool True"),
-        (np.zeros(3), r"not an array of float64 \[3\]"),
+        (np.zeros(3), r"not an array of float64 \[3\]$"),
+        (np.eye(7)[2], r"not an array of float64 \[7\]; of one-hot labels give the argmax"),
+        (np.array([[7]]), r"label 7 is out of range"),
     ],
 )
 def test_labels_that_are_no_class(target: Any, message: str) -> None:
@@ -70,9 +73,42 @@ def test_labels_that_are_no_class(target: Any, message: str) -> None:
 
 
 def test_labels_that_are_classes() -> None:
-    for label in (0, 6, np.int64(3), np.uint8(1)):
-        bound(Accuracy(), 1, 7).check(label)
+    metric, scores = bound(Accuracy(), 1, 7), np.arange(7, dtype=np.float32)[None]
+    rows_of_labels = (np.array([6]), np.array([[6.0]], np.float32), [6], ([6],), np.array(6))  # as of y [N, 1]
+    for label in (0, 6, np.int64(3), np.uint8(1), 6.0, *rows_of_labels):
+        metric.check(label)
+        assert metric.per_sample([scores], label) == (np.max(label) == 6)
     bound(Accuracy(), 1, -1).check(10**6)  # the number of classes is not known
+
+
+def single(*shape: int, last: str = "sigmoid") -> ov.Model:
+    """A model with one score per sample or pixel."""
+    x = operations.parameter(list(shape), np.float32, name="x")
+    score = {"sigmoid": operations.sigmoid, "relu": operations.relu}[last](x)
+    return models.named(ov.Model([operations.reshape(score, operations.constant([1, *shape[1:]]), False)], [x]))
+
+
+@pytest.mark.parametrize(
+    ("last", "threshold", "scores"),
+    [("sigmoid", None, [0.2, 0.5, 0.51, 0.9]), ("sigmoid", 0.7, [0.2, 0.5, 0.7, 0.9]), ("relu", 0.0, [-3.0, 0.0, 0.1, 5.0])],
+)
+def test_a_single_score_tells_two_classes_apart(last: str, threshold: float | None, scores: list[float]) -> None:
+    metric = Accuracy(threshold=threshold)
+    metric.bind(single(1, 1, last=last))
+    above = [score > (0.5 if threshold is None else threshold) for score in scores]
+    for label in (0, 1, False, True, 1.0, np.array([1.0]), np.array([[True]])):
+        metric.check(label)
+        found = [metric.per_sample([np.array([[score]], np.float32)], label) for score in scores]
+        assert found == [float(one == bool(np.max(label))) for one in above]
+    with pytest.raises(UserError, match=r"label 2 is out of range: the model has 2 classes, 0 to 1"):
+        metric.check(2)
+
+
+def test_what_a_single_score_means_must_be_known() -> None:
+    with pytest.raises(UserError, match=r"of a single score tell from which threshold on the class is 1, e\.g\. 0\.5 for a probability"):
+        Accuracy().bind(single(1, 1, last="relu"))
+    with pytest.raises(UserError, match=r"has shape \[1, 7\]: threshold is 0\.5, but is for a single score"):
+        bound(Accuracy(threshold=0.5), 1, 7)
 
 
 @pytest.mark.parametrize("shape", [(1, 3, 4), (1, 1), (1,)])
@@ -186,7 +222,16 @@ def test_scores_that_are_not_numbers_are_not_hidden(metric: ExactMatch) -> None:
     assert np.isnan(metric.per_sample([output], "abc")).any()
 
 
-@pytest.mark.parametrize("target", [None, 3, "", "  "])
+def test_texts_in_arrays_of_one() -> None:
+    """As rows of labels [N, 1] are."""
+    for metric in (ExactMatch(), CharacterAccuracy()):
+        metric.bind(recogniser("abc", 5))
+        for label in (np.array(["ab"]), ["ab"], np.array([["ab"]])):
+            metric.check(label)
+            assert metric.value(np.atleast_2d(metric.per_sample([scores([1, 0, 2, 0, 0, 0], 5)], label))) == 1.0
+
+
+@pytest.mark.parametrize("target", [None, 3, "", "  ", ["ab", "c"], np.array([""])])
 def test_labels_that_are_no_text(target: Any) -> None:
     with pytest.raises(UserError, match="ExactMatch needs the text as label"):
         ExactMatch().check(target)
@@ -233,6 +278,26 @@ def test_mean_iou_over_all_samples(ignore: int | None, axis: int) -> None:
     np.testing.assert_allclose(metric.score(rows), [mean_iou(f, t, 5, ignore) for f, t in zip(found, labels, strict=True)])
 
 
+@pytest.mark.parametrize("form", ["[H, W]", "[1, H, W]", "[H, W, 1]", "[1, 1, H, W]"])
+@pytest.mark.parametrize("kind", [np.uint8, np.float32, bool])
+@pytest.mark.parametrize(("axis", "shape"), [(1, (1, 1, 2, 3)), (-1, (1, 2, 3, 1))])
+def test_mean_iou_of_one_score_per_pixel(form: str, kind: type, axis: int, shape: tuple[int, ...]) -> None:
+    """3 of 4 pixels of the object found, and one beside it; 1 of 2 pixels of the rest."""
+    plain = np.array([[1, 1, 0], [1, 1, 0]], dtype=kind)
+    label = {"[H, W]": plain, "[1, H, W]": plain[None], "[H, W, 1]": plain[..., None], "[1, 1, H, W]": plain[None, None]}[form]
+    output = np.array([0.9, 0.6, 0.5, 0.51, 0.1, 0.8], np.float32).reshape(shape)
+    for metric, model in (
+        (MeanIoU(class_axis=axis), single(*shape)),
+        (MeanIoU(class_axis=axis, threshold=0.5), single(*shape, last="relu")),
+        (MeanIoU(class_axis=axis, classes=1), single(*shape)),
+    ):
+        metric.bind(model)
+        metric.check(label)
+        assert metric.value(rows_of(metric, output[None], [label])) == pytest.approx((3 / 5 + 1 / 3) / 2)
+    with pytest.raises(UserError, match="of a single score tell from which threshold"):
+        MeanIoU(class_axis=axis).bind(single(*shape, last="relu"))
+
+
 def test_mean_iou_of_a_class_map() -> None:
     metric = bound(MeanIoU(classes=3), 1, 2, 2, dtype=np.int64)
     rows = rows_of(metric, np.array([[[[0, 1], [2, 9]]]]), np.array([[[0, 1], [1, 2]]]))
@@ -251,7 +316,9 @@ def test_nothing_but_ignored_pixels_is_nothing_wrong() -> None:
         (np.full((4, 4), 3), r"label 3 is out of range: MeanIoU has 3 classes, 0 to 2"),
         (np.full((4, 4), -2), r"label -2 is out of range"),
         (np.zeros((4, 5), int), r"the label map is \[4, 5\], but the model's output is \[4, 4\]"),
-        (np.zeros((4, 4)), r"needs a map of class indices as label, not an array of float64 \[4, 4\]"),
+        (np.full((4, 4), 0.5), r"needs a map of class indices as label, not an array of float64 \[4, 4\]"),
+        (np.zeros((2, 4, 4), int), r"needs a map of class indices as label, not an array of int64 \[2, 4, 4\]"),
+        (np.full((1, 4, 4), 3.0), r"label 3 is out of range"),
         (2, r"needs a map of class indices as label, not int 2"),
         (None, r"not an unlabelled sample"),
     ],
