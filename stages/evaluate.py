@@ -33,7 +33,7 @@ def main(config: Config) -> dict[str, Any]:
     from stages.common.progress import progress
     from stages.quantization.layer_table import layer_table
     from stages.quantization.solution.tuned import load_tuned, with_tuned_ranges
-    from stages.runtime import baseline, engine, evaluation_report, latency
+    from stages.runtime import baseline, chance, engine, evaluation_report, latency
     from stages.runtime.samples import validation_samples
 
     paths = {"fp32": artifacts.folder("prepare"), "int8": artifacts.folder("correct_bias")}
@@ -79,6 +79,7 @@ def main(config: Config) -> dict[str, Any]:
         "confidence": config.evaluate.confidence,
         "precisions": precisions,
         "warnings": [
+            *chance.warnings(values, metrics, samples.targets(), config.evaluate.confidence),
             *([engine.ZERO_POINTS_IN_F32] if forced else []),
             *evaluation_report.precision_warnings(judged, precisions["default"]),
         ],

@@ -188,6 +188,21 @@ def test_reports_are_reproducible_and_another_preset_infers_fp32_no_more(project
     assert (before["fp32"], before["default"]) == (after["fp32"], after["default"])
 
 
+def test_labels_that_do_not_fit_are_said_loudly(project: Project, tmp_path: Path) -> None:
+    """Class numbers from 1 where the model counts from 0: a drop of 0.00 points would look like a success."""
+    assert not [warning for warning in read(project, "evaluate/evaluation.json")["warnings"] if "finds nothing" in warning]
+    shifted = project.copy(tmp_path / "shifted")
+    with np.load(project.root / "tiny.npz") as file:
+        labels = answers(tiny_model(), file["x"])
+        np.savez(shifted.root / "tiny.npz", x=file["x"], y=(labels + 1) % 4)
+    outcome = shifted.repro()
+    assert outcome.code == 0, outcome.output
+    (warning,) = [warning for warning in read(shifted, "evaluate/evaluation.json")["warnings"] if "FP32" in warning]
+    assert warning.startswith("accuracy of FP32 is 0.00 %, that of a model that finds nothing: ")
+    assert f"WARNING: {warning}" in outcome.output
+    assert "accuracy of FP32 is 0.00 %" in (shifted.root / "build/report.html").read_text()
+
+
 @pytest.mark.parametrize(
     ("body", "message"),
     [

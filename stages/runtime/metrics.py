@@ -38,6 +38,17 @@ class Metric:
         """The metric over samples: rows [N, k] -> one number."""
         return float(rows[:, 0].mean())
 
+    def chance(self, shares: Sequence[float]) -> float | None:
+        """What guessing reaches, or giving the most frequent answers always; None where that is not known.
+
+        shares: how often each target occurs among the samples, the most frequent first, as shares of all.
+        """
+        return None
+
+    def finds_nothing(self, rows: np.ndarray) -> bool:
+        """Whether rows [N, k] are those of a model that is right about nothing."""
+        return self.higher_is_better and self.value(rows) == 0.0
+
     def score(self, rows: np.ndarray) -> np.ndarray:
         """How good each sample is, the higher the better: rows [N, k] -> [N]. Ranks the hardest samples."""
         return rows[:, 0] if self.higher_is_better else -rows[:, 0]
@@ -110,6 +121,10 @@ class Accuracy(OutputMetric):
         # Ties are lost: a model that scores all classes alike has recognised nothing.
         return float(np.count_nonzero(scores >= scores[target]) <= self.top_k)
 
+    def chance(self, shares: Sequence[float]) -> float | None:
+        guessed = self.top_k / self.classes if self.classes > 0 else 0.0
+        return max(guessed, sum(shares[: self.top_k]))
+
 
 class ExactMatch(OutputMetric):
     """Share of text lines that a CTC recogniser reads without any error. Target: the text."""
@@ -160,6 +175,9 @@ class CharacterAccuracy(ExactMatch):
 
     def value(self, rows: np.ndarray) -> float:
         return float(1.0 - rows[:, 0].sum() / rows[:, 1].sum())
+
+    def finds_nothing(self, rows: np.ndarray) -> bool:
+        return self.value(rows) <= 0.0  # more edits than characters
 
     def score(self, rows: np.ndarray) -> np.ndarray:
         return 1.0 - rows[:, 0] / rows[:, 1]
@@ -250,6 +268,11 @@ class MeanIoU(OutputMetric):
 
     def value(self, rows: np.ndarray) -> float:
         return float(self.score(rows.sum(axis=0, keepdims=True))[0])
+
+    def finds_nothing(self, rows: np.ndarray) -> bool:
+        """The same class everywhere, or none: of all that occur, at most one has a pixel that is right."""
+        right, present = (int(np.count_nonzero(pixels)) for pixels in np.split(rows.sum(axis=0), 2))
+        return right < min(2, present)
 
     def score(self, rows: np.ndarray) -> np.ndarray:
         intersection, union = rows[:, : self.classes], rows[:, self.classes :]

@@ -225,6 +225,11 @@ def test_samples_in_both_sets_are_a_warning(workspace: Path) -> None:
     assert "40 of the 1000 validation samples are calibration samples too" in rendered().text
 
 
+def test_what_prepare_found_odd_is_a_warning(workspace: Path) -> None:
+    edit("records/prepare.json", lambda record: record.update(notes=["data.calibration: left out"]))
+    assert "data.calibration: left out" in rendered().text
+
+
 def test_where_results_are_tracked_stays_secret(workspace: Path) -> None:
     assert "hunter2" not in page.rendered(built.config(tracking_uri="https://me:hunter2@tracking.example"), "key")
 

@@ -220,6 +220,11 @@ def test_shared_samples_are_a_warning(workspace: Path) -> None:
     )
 
 
+def test_what_prepare_found_odd_is_a_warning(workspace: Path) -> None:
+    edit(workspace / "build/records/prepare.json", notes=["data.calibration: left out"])
+    assert "\nWARNING: data.calibration: left out\n" in summary(built.config())
+
+
 def test_seconds_of_the_stages(workspace: Path) -> None:
     assert line(summary(built.config()), "seconds").startswith("seconds: config 0.5, prepare 1.5, collect_statistics 2.5")
 

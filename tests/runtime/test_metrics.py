@@ -283,7 +283,7 @@ def test_mean_iou_over_all_samples(ignore: int | None, axis: int) -> None:
 @pytest.mark.parametrize(("axis", "shape"), [(1, (1, 1, 2, 3)), (-1, (1, 2, 3, 1))])
 def test_mean_iou_of_one_score_per_pixel(form: str, kind: type, axis: int, shape: tuple[int, ...]) -> None:
     """3 of 4 pixels of the object found, and one beside it; 1 of 2 pixels of the rest."""
-    plain = np.array([[1, 1, 0], [1, 1, 0]], dtype=kind)
+    plain: Any = np.array([[1, 1, 0], [1, 1, 0]], dtype=kind)
     label = {"[H, W]": plain, "[1, H, W]": plain[None], "[H, W, 1]": plain[..., None], "[1, 1, H, W]": plain[None, None]}[form]
     output = np.array([0.9, 0.6, 0.5, 0.51, 0.1, 0.8], np.float32).reshape(shape)
     for metric, model in (

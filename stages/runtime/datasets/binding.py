@@ -62,6 +62,10 @@ class Samples(Sequence[Sample]):
     def __iter__(self) -> Iterator[Sample]:
         return (self[position] for position in range(len(self)))
 
+    def targets(self) -> list[str | None]:
+        """The hashes of the targets as they were recorded, without reading a sample; None for unlabelled ones, empty where unknown."""
+        return [identity.target for identity in self.expected or ()]
+
     def label(self, position: int) -> str:
         """What to call a sample in messages."""
         index = self.indices[position]
