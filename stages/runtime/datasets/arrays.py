@@ -1,42 +1,33 @@
-"""Samples from arrays in a file."""
+"""Samples from arrays in files."""
 
 from __future__ import annotations
 
-import zipfile
-import zlib
 from pathlib import Path
 
-import numpy as np
-
 from stages.common.errors import UserError
+from stages.runtime.datasets.array_files import open_arrays
 from stages.runtime.datasets.sample import Sample
 
 
 class Arrays:
-    """Samples from an .npz file: one array [N, ...] per model input, and optionally one of targets [N, ...]."""
+    """Samples from files of NumPy: one array [N, ...] per model input, and optionally one of targets [N, ...].
+
+    Samples are read one by one, so the files may be larger than the memory; only those that np.savez_compressed writes must fit.
+    """
 
     def __init__(self, path: str, inputs: dict[str, str] | None = None, targets: str | None = "y", add_batch: bool = True) -> None:
         """
         Args:
-            path: the .npz file.
-            inputs: input name of the model -> array name in the file. By default every array but the targets is the input of
+            path: an .npz file, an .npy file, or a folder of .npy files that are named like their arrays.
+            inputs: input name of the model -> name of the array. By default every array but the targets is the input of
                 the same name; a single array fits the only input of a model whatever it is called.
-            targets: name of the array of targets; none if the file has no such array.
+            targets: name of the array of targets; none if there is no such array.
             add_batch: arrays are [N, ...] and each sample gets a batch dimension; false: they are [N, 1, ...] and have it.
 
         Raises:
             UserError: the file is missing or corrupt, lacks an array, or its arrays differ in length.
         """
-        if not Path(path).is_file():
-            raise UserError(f"data file {path} does not exist")
-        try:
-            with open(path, "rb") as file:
-                loaded = np.load(file, allow_pickle=False)
-                if not isinstance(loaded, np.lib.npyio.NpzFile):
-                    raise ValueError("it holds a single unnamed array")
-                arrays = {name: loaded[name] for name in loaded.files}
-        except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-            raise UserError(f"cannot read {path} as .npz: {error}") from error
+        arrays = open_arrays(Path(path))
         self.path = path
         self.add_batch = add_batch
         self.targets = arrays.pop(targets, None) if targets is not None else None
@@ -56,9 +47,9 @@ class Arrays:
             )
 
     def __len__(self) -> int:
-        return len(next(iter(self.inputs.values())))
+        return next(iter(self.inputs.values())).shape[0]
 
     def __getitem__(self, index: int) -> Sample:
-        rows = {name: array[index : index + 1] if self.add_batch else array[index] for name, array in self.inputs.items()}
+        rows = {name: array[index][None] if self.add_batch else array[index] for name, array in self.inputs.items()}
         target = None if self.targets is None else self.targets[index]
-        return Sample(rows, target.item() if isinstance(target, np.generic) else target)
+        return Sample(rows, target.item() if target is not None and target.ndim == 0 else target)
