@@ -242,7 +242,8 @@ class MeanIoU(OutputMetric):
         counted = labels if self.ignore_label is None else labels[labels != self.ignore_label]
         if counted.size and not 0 <= counted.min() <= counted.max() < self.classes:
             wrong = counted.min() if counted.min() < 0 else counted.max()
-            raise UserError(f"label {wrong} is out of range: MeanIoU has {self.classes} classes, 0 to {self.classes - 1}")
+            hint = "; ignore_label leaves such pixels out" if wrong == 255 and self.ignore_label is None else ""
+            raise UserError(f"label {wrong} is out of range: MeanIoU has {self.classes} classes, 0 to {self.classes - 1}{hint}")
 
     def per_sample(self, outputs: Sequence[np.ndarray], target: Any) -> np.ndarray:
         output = outputs[self.index]

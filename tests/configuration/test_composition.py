@@ -35,6 +35,11 @@ MISTAKES: dict[str, tuple[str, tuple[str, ...], tuple[str, ...]]] = {
     "mandatory value missing": ("", ("model: local",), ("model.path", "???", "must be given")),
     "model file missing": ("model: {path: net.onnx}", ("model: local", *EXAMPLE[1:]), ("model.path", "'net.onnx'", "existing file")),
     "data file missing": ("data: {calibration: {path: a.npz}}", (EXAMPLE[0], "data: arrays"), ("data.calibration.path", "'a.npz'")),
+    "annotation file missing": (
+        "data: {calibration: {path: conf, annotations: a.json}}",
+        (EXAMPLE[0], "data: coco"),
+        ("data.calibration.annotations", "'a.json'", "existing file"),
+    ),
     "path and package": ("model: {path: params.yaml}", EXAMPLE, ("model.path", "model.package.requirement", "only one of the two")),
     "neither path nor package": ("model: {path: null}", ("model: local", *EXAMPLE[1:]), ("model.path", "null", "one of the two")),
     "package without sha256": ("model: {sha256: null}", EXAMPLE, ("model.sha256", "null", "64 hexadecimal digits")),
@@ -143,6 +148,7 @@ def test_every_option_of_every_group_is_valid(resolve: Resolve, project: Project
         "data: arrays": "data: {calibration: {path: params.yaml}}",
         "data: image_folder": "data: {calibration: {path: data/images}, validation: {path: data/images}}",
         "data: coco": "data: {calibration: {path: data/pages, annotations: data/pages/annotations.json}}",
+        "data: image_masks": "data: {calibration: {path: data/images, masks: data/images}}",
         "data: custom": "data: {calibration: {_target_: stages.runtime.datasets.TextLines, count: 3}}",
         "tracking: server": "tracking: {tracking_uri: 'http://localhost:5000'}",
     }

@@ -197,7 +197,7 @@ def test_signatures_agree_with_python_for_what_the_project_ships() -> None:
     import importlib
     import inspect
 
-    data = ("datasets.Arrays", "datasets.CocoImages", "datasets.ImageFolder", "datasets.TextLines")
+    data = ("datasets.Arrays", "datasets.CocoImages", "datasets.ImageFolder", "datasets.ImageMasks", "datasets.TextLines")
     for name in (*data, "metrics.Accuracy", "metrics.CharacterAccuracy"):
         module, attribute = f"stages.runtime.{name}".rsplit(".", 1)
         parameters = inspect.signature(getattr(importlib.import_module(module), attribute)).parameters.values()

@@ -315,6 +315,7 @@ def test_nothing_but_ignored_pixels_is_nothing_wrong() -> None:
     [
         (np.full((4, 4), 3), r"label 3 is out of range: MeanIoU has 3 classes, 0 to 2"),
         (np.full((4, 4), -2), r"label -2 is out of range"),
+        (np.full((4, 4), 255), r"label 255 is out of range: .*; ignore_label leaves such pixels out"),
         (np.zeros((4, 5), int), r"the label map is \[4, 5\], but the model's output is \[4, 4\]"),
         (np.full((4, 4), 0.5), r"needs a map of class indices as label, not an array of float64 \[4, 4\]"),
         (np.zeros((2, 4, 4), int), r"needs a map of class indices as label, not an array of int64 \[2, 4, 4\]"),

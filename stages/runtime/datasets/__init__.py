@@ -17,6 +17,7 @@ from stages.runtime.datasets.binding import Samples
 from stages.runtime.datasets.coco import CocoImages
 from stages.runtime.datasets.identities import Identity, identity
 from stages.runtime.datasets.image_folder import ImageFolder
+from stages.runtime.datasets.image_masks import ImageMasks
 from stages.runtime.datasets.inputs import ModelInput, model_inputs
 from stages.runtime.datasets.sample import Dataset, Sample
 from stages.runtime.datasets.text_lines import TextLines
@@ -27,6 +28,7 @@ __all__ = [
     "Dataset",
     "Identity",
     "ImageFolder",
+    "ImageMasks",
     "ModelInput",
     "Sample",
     "Samples",

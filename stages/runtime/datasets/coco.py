@@ -35,8 +35,8 @@ class CocoImages:
 
     def __init__(
         self,
-        path: str,
-        annotations: str,
+        path: str | Path,
+        annotations: str | Path,
         size: Sequence[int] | None = None,
         resize: Literal["stretch", "pad"] = "stretch",
         color: Color = "RGB",
