@@ -58,7 +58,7 @@ def main(config: Config) -> dict[str, Any]:
     from stages.search.reversion.search import Reversion
     from stages.search.reversion.setup import make_budget, mixed_candidate, posed, start
     from stages.search.session import searching
-    from stages.search.setup import cluster_start, write_candidate, write_rows
+    from stages.search.setup import cluster_start, write_candidate, write_fidelity, write_rows
 
     evaluation = artifacts.read_json(artifacts.folder("evaluate") / "evaluation.json")
     problem = posed(config)
@@ -86,6 +86,7 @@ def main(config: Config) -> dict[str, Any]:
         precision = evaluation["precisions"]["int8"] if model is None else engine.int8_precision(model, config.engine)
         result |= precision_json(result, evaluation, precision)
         write_rows(problem, NAME, rows, folder)
+        write_fidelity(config, problem, model, folder)
         artifacts.write_json(folder / "trace.json", trace_json(search.trace, budget))
         artifacts.write_json(folder / "result.json", result)
         artifacts.write_json(folder / "latency.json", {} if model is None else _latency(config, problem, model))

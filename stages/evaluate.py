@@ -33,7 +33,7 @@ def main(config: Config) -> dict[str, Any]:
     from stages.common.progress import progress
     from stages.quantization.layer_table import layer_table
     from stages.quantization.solution.tuned import load_tuned, with_tuned_ranges
-    from stages.runtime import baseline, chance, engine, evaluation_report, latency
+    from stages.runtime import baseline, chance, engine, evaluation_report, fidelity, latency
     from stages.runtime.samples import validation_samples
 
     paths = {"fp32": artifacts.folder("prepare"), "int8": artifacts.folder("correct_bias")}
@@ -63,6 +63,10 @@ def main(config: Config) -> dict[str, Any]:
         inputs = dict(enumerate(samples[0].inputs.values()))
         seconds = config.evaluate.benchmark.seconds
         speed, times = latency.benchmark(models["fp32"], models["int8"], config.engine, inputs, seconds, compiled)
+    compared: dict[str, Any] = {}
+    if config.evaluate.fidelity_samples:
+        few = list(samples[: config.evaluate.fidelity_samples])
+        compared = fidelity.check(models["int8"], config.engine, few, int8_precision, {"THROUGHPUT": compiled["int8"]})
     compiled.clear()  # their memory is needed for the noise
 
     quantizers = artifacts.read_json(artifacts.folder("quantize") / "quantizers.json")
@@ -81,8 +85,10 @@ def main(config: Config) -> dict[str, Any]:
         "warnings": [
             *chance.warnings(values, metrics, samples.targets(), config.evaluate.confidence),
             *([engine.ZERO_POINTS_IN_F32] if forced else []),
+            *filter(None, [compared.get("warning")]),
             *evaluation_report.precision_warnings(judged, precisions["default"]),
         ],
+        "fidelity": compared,
         "size_bytes": {name: artifacts.model_bytes(folder) for name, folder in paths.items()},
         "device": engine.core().get_property(config.engine.device, "FULL_DEVICE_NAME"),
         "cores": os.cpu_count(),

@@ -105,15 +105,16 @@ def _print(search: Search) -> None:
 
 
 def _write(config: Config, search: Search, history: History) -> None:
-    from stages.search.setup import write_candidate, write_rows
+    from stages.search.setup import write_candidate, write_fidelity, write_rows
     from stages.search.tuning.outcome import importance, latency_json, report, result_json, tables
 
     problem = search.session.problem
     rows, loss = search.confirm()
     result = result_json(config, search, rows, loss)
     with artifacts.writing(artifacts.folder(NAME)) as folder:
-        write_candidate(config, problem, search.best.candidate, _preset(config), folder)
+        model = write_candidate(config, problem, search.best.candidate, _preset(config), folder)
         write_rows(problem, NAME, rows, folder)
+        write_fidelity(config, problem, model, folder)
         for name, table in (tables(search) | {"importance": importance(search)}).items():
             artifacts.write_json(folder / f"{name}.json", table)
         artifacts.write_json(folder / "latency.json", latency_json(search))

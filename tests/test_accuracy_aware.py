@@ -17,6 +17,8 @@ from stages import accuracy_aware
 from stages.common.errors import UserError
 from stages.configuration.loading import load_config
 from stages.configuration.schema import AccuracyAware, BudgetMetric, Cluster, Config
+from stages.runtime import fidelity
+from stages.runtime.engine import core
 from stages.runtime.metrics import Accuracy, ReferenceError
 from stages.search.reversion.budget import Budget, Goal, Parts, divide
 from stages.search.reversion.search import Reversion, State, Step
@@ -121,6 +123,22 @@ def test_the_culprit_returns_to_floating_point_and_what_was_judged_is_what_is_wr
     report = json.loads(Path("build/reports/accuracy_aware.json").read_text())
     assert (report["holds"], report["reverted_layers"]) == (1, 1)
     assert report["metric"]["accuracy"]["held_out"]["value"] == found["metrics"]["accuracy"]["held_out"]["value"]
+
+
+def test_the_chosen_model_is_compared_with_what_it_says(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    of_int8 = json.loads(Path("build/evaluate/evaluation.json").read_text())["fidelity"]
+    seen = []
+    monkeypatch.setattr(fidelity, "check", lambda model, *rest: seen.append((model, *rest)) or {"ratio": 0.5, "warning": None})
+    search(config)
+    assert read("fidelity.json") == {"ratio": 0.5, "warning": None}
+    ((model, engine, samples, precision),) = seen
+    stored = {node.get_friendly_name() for node in core().read_model("build/accuracy_aware/model.xml").get_ops()}
+    assert {node.get_friendly_name() for node in model.get_ops()} == stored
+    assert engine == config.engine and len(samples) == config.evaluate.fidelity_samples and precision == "default"
+    search(config, maximal_drop=1.0)  # nothing is reverted: it is the model of evaluate
+    assert read("fidelity.json") == of_int8 and len(seen) == 1
+    search(dataclasses.replace(config, evaluate=dataclasses.replace(config.evaluate, fidelity_samples=0)))
+    assert read("fidelity.json") == {} and len(seen) == 1
 
 
 def check_model(config: Config) -> None:

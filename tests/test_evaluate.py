@@ -158,6 +158,14 @@ def test_speed_is_measured_for_all_three(project: Project) -> None:
     assert [row["model"] for row in read(project, "evaluate/accuracy_speed.json")][-1] == "INT8"
 
 
+def test_the_compiled_model_was_compared_with_what_it_says(project: Project) -> None:
+    found = read(project, "evaluate/evaluation.json")
+    fidelity = found["fidelity"]
+    assert fidelity["samples"] == 4 and len(fidelity["compilations"]) == 4
+    # On CPUs without VNNI sums saturate, and that is said.
+    assert (fidelity["ratio"] > fidelity["limit"]) == (fidelity["warning"] is not None) == (fidelity["warning"] in found["warnings"])
+
+
 def test_the_summary_ends_the_run(project: Project) -> None:
     outcome = project.repro()
     assert outcome.stages == ["config", "track"]

@@ -36,7 +36,7 @@ def summary_lines() -> list[str]:
         lines.append("  NOT CONFIRMED: on the held-out samples the drop is larger than allowed; more validation samples would tell")
     if found["holds"] and found["stopped"]:
         lines.append(f"  {found['stopped']}: some layers may have been reverted for nothing")
-    return [*lines, *cost(found)]
+    return [*lines, *cost(found), *(f"  WARNING: {warning}" for warning in search_results.warnings(NAME))]
 
 
 def cost(found: Mapping[str, Any]) -> list[str]:
@@ -66,6 +66,7 @@ def metrics() -> dict[str, float | None]:
     if measured := speed():
         values["latency_ms"] = measured["latency_ms"][NAME]["median"]
         values |= {f"speed_up.{model}": spread["median"] for model, spread in measured["speed_up"].items()}
+    values["fidelity"] = search_results.fidelity(NAME).get("ratio")
     return {f"{NAME}/{name}": value for name, value in values.items()}
 
 

@@ -12,7 +12,7 @@ import yaml
 from stages.common import artifacts
 from stages.common.units import model_names, number, plural
 from stages.configuration.schema import Config
-from stages.report import accuracy_aware_section, layers, provenance, results, tune_section
+from stages.report import accuracy_aware_section, layers, provenance, results, search_results, tune_section
 from stages.report.accuracy_aware_section import BudgetSection
 from stages.report.left_float import by_reason, left_biases, left_float
 from stages.report.tradeoff import Picture
@@ -96,7 +96,7 @@ def contents(config: Config, key: str) -> Report:
         preset=config.quantization.preset,
         device=config.target_device.name,
         verdict=results.verdict(config, evaluation, speed),
-        warnings=(*_warnings(samples), *records.get("prepare", {}).get("notes", ()), *evaluation["warnings"]),
+        warnings=(*_warnings(samples), *records.get("prepare", {}).get("notes", ()), *evaluation["warnings"], *_warnings_of_searches()),
         figures=tuple(results.figures(config, evaluation, speed)),
         columns=(*model_names(evaluation["precisions"]).values(), *_searched_names(kept_budget, tuned)),
         results=tuple(results.table(config, evaluation, speed)),
@@ -152,3 +152,8 @@ def _warnings(samples: Mapping[str, Any]) -> Iterator[str]:
             f"{samples['shared']} of the {samples['validation']['count']} validation samples are calibration samples too: "
             "the drop looks smaller than it is."
         )
+
+
+def _warnings_of_searches() -> Iterator[str]:
+    for stage in ("accuracy_aware", "tune"):
+        yield from (f"The model of {stage}: {warning}" for warning in search_results.warnings(stage) if search_results.result(stage))

@@ -27,6 +27,18 @@ def speed(stage: str) -> dict[str, Any]:
     return found
 
 
+def fidelity(stage: str) -> dict[str, Any]:
+    """Whether the chosen model computes what it says; empty where that was not looked at."""
+    path = artifacts.folder(stage) / "fidelity.json"
+    found: dict[str, Any] = artifacts.read_json(path) if path.exists() else {}
+    return found
+
+
+def warnings(stage: str) -> list[str]:
+    """What a user must know of the chosen model."""
+    return list(filter(None, [fidelity(stage).get("warning")]))
+
+
 def latency_and_size(stage: str, model: str) -> dict[str, str]:
     """How the chosen model's latency, where it was measured, and its size read; model: its name in latency.json."""
     shown = {"latency": f"{number(measured['latency_ms'][model]['median'])} ms"} if (measured := speed(stage)) else {}

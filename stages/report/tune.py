@@ -39,7 +39,7 @@ def summary_lines(default: str) -> list[str]:
         lines.append(f"  {name}: {metric_value(metric, metric['int8'])}, drop {drop(metric, metric)}")
     if measured := speed():
         lines.append(f"  latency {number(measured['latency_ms']['best']['median'])} ms: {', '.join(ratios(measured, default))}")
-    return [*lines, f"  {layers(found)}"]
+    return [*lines, f"  {layers(found)}", *(f"  WARNING: {warning}" for warning in search_results.warnings(NAME))]
 
 
 def budget(found: Mapping[str, Any]) -> str:
@@ -85,6 +85,7 @@ def metrics() -> dict[str, float | None]:
     if measured := speed():
         values["latency_ms"] = measured["latency_ms"]["best"]["median"]
         values |= {f"speed_up.{name}": spread["median"] for name, spread in measured["speed_up"].items()}
+    values["fidelity"] = search_results.fidelity(NAME).get("ratio")
     return {f"{NAME}/{name}": value for name, value in values.items()}
 
 

@@ -16,6 +16,7 @@ from stages.common.errors import UserError
 from stages.common.user_code import user_code
 from stages.configuration.schema import Engine
 from stages.runtime.datasets import Sample
+from stages.runtime.kernel_faults import ZERO_POINTS_IN_BF16
 from stages.runtime.metric_values import check_scores, metric_value, numbers, shown
 from stages.runtime.metrics import Metric
 from stages.runtime.requests import Requests
@@ -86,16 +87,14 @@ def compile(
 def int8_precision(model: ov.Model, engine: Engine) -> str:
     """The precision in which a quantized model runs: `engine.inference_precision`, or f32 where bf16 cannot be trusted.
 
-    OpenVINO 2026.4's CPU sometimes computes weights with zero points wrongly in bf16, differently each time the model is
-    compiled: with two streams 30 of 1500 compilations of a small model were off by a factor of 300, with one stream none of
-    1500, in f32 with two streams none of 1500 either.
+    OpenVINO's CPU sometimes computes weights with zero points wrongly in bf16 (kernel_faults.ZERO_POINTS_IN_BF16).
     """
     return "f32" if distrusts_zero_points(engine) and has_weight_zero_points(model) else engine.inference_precision
 
 
 def distrusts_zero_points(engine: Engine) -> bool:
     """Whether models whose weights have zero points run in f32 (`int8_precision`), and slower than they could."""
-    return engine.inference_precision == "default" and engine.device.split(".")[0] == "CPU"
+    return ZERO_POINTS_IN_BF16.present and engine.inference_precision == "default" and engine.device.split(".")[0] == "CPU"
 
 
 def has_weight_zero_points(model: ov.Model) -> bool:

@@ -14,13 +14,13 @@ from stages.common.errors import UserError
 from stages.configuration import schema
 from stages.configuration.loading import create
 from stages.configuration.schema import Config
-from stages.quantization.build import build, corrections_json, quantizers_json, save_model
+from stages.quantization.build import build, compress_weights, corrections_json, quantizers_json, save_model
 from stages.quantization.placement.plan import plan_from_json
 from stages.quantization.solution.biases import Correction
 from stages.quantization.solution.tuned import FILE as TUNED_FILE
 from stages.quantization.solution.tuned import load_tuned
 from stages.quantization.statistics.store import load
-from stages.runtime import baseline, engine
+from stages.runtime import baseline, engine, fidelity
 from stages.runtime.samples import calibration_samples, validation_samples
 from stages.search.candidates import Candidate, digest
 from stages.search.evaluator import Rows
@@ -115,6 +115,23 @@ def write_candidate(config: Config, problem: Problem, candidate: Candidate, pres
     artifacts.write_json(folder / "quantizers.json", quantizers_json(candidate.plan, solved, preset, config.target_device.name))
     artifacts.write_json(folder / "corrections.json", {"algorithm": algorithm} | corrections_json(solved))
     return model
+
+
+def write_fidelity(config: Config, problem: Problem, model: ov.Model | None, folder: Path) -> None:
+    """Write fidelity.json: whether the chosen model computes what it says.
+
+    model: None where it is that of `correct_bias`, of which `evaluate` has found it out.
+    """
+    if model is None:
+        found = artifacts.read_json(artifacts.folder("evaluate") / "evaluation.json")["fidelity"]
+    elif config.evaluate.fidelity_samples:
+        stored = model.clone()
+        compress_weights(stored)
+        samples = list(problem.samples[: config.evaluate.fidelity_samples])
+        found = fidelity.check(stored, config.engine, samples, engine.int8_precision(stored, config.engine))
+    else:
+        found = {}
+    artifacts.write_json(folder / "fidelity.json", found)
 
 
 def write_rows(problem: Problem, name: str, rows: Rows, folder: Path) -> None:

@@ -253,6 +253,7 @@ def metrics_of(config: Config) -> dict[str, float]:
             metrics[f"speed_up.{model}"] = ratio["median"]
             details |= {f"speed_up_{side}.{model}": ratio[side] for side in ("low", "high")}
     metrics["int8.size_mb"] = evaluation["size_bytes"]["int8"] / 1e6
+    details["fidelity"] = evaluation["fidelity"].get("ratio")
     details["fp32.size_mb"] = evaluation["size_bytes"]["fp32"] / 1e6
     named = {f"evaluate/{name}": value for name, value in metrics.items()}
     named |= {f"evaluate.details/{name}": value for name, value in details.items()}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from pathlib import Path
 from typing import Any
 
@@ -218,6 +219,16 @@ def test_settings_that_are_not_at_their_default(workspace: Path) -> None:
     assert settings["model.name"].default == "required"
     assert "seed" not in settings and "evaluate.primary_metric" not in settings
     assert "quantization.preset" not in {entry.key for entry in contents(built.config(), "key").settings}
+
+
+def test_models_that_do_not_compute_what_they_say_are_warnings(workspace: Path) -> None:
+    built.write_accuracy_aware(workspace)
+    built.write_tune(workspace)
+    for stage in ("accuracy_aware", "tune"):
+        (workspace / f"build/{stage}/fidelity.json").write_text(json.dumps({"ratio": 9.0, "warning": f"no {stage}"}))
+    assert contents(built.config(), "key").warnings == ("The model of accuracy_aware: no accuracy_aware", "The model of tune: no tune")
+    built.write_tune(workspace, enabled=False)
+    assert contents(built.config(), "key").warnings == ("The model of accuracy_aware: no accuracy_aware",)
 
 
 def test_samples_in_both_sets_are_a_warning(workspace: Path) -> None:

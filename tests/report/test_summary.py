@@ -225,6 +225,26 @@ def test_what_prepare_found_odd_is_a_warning(workspace: Path) -> None:
     assert "\nWARNING: data.calibration: left out\n" in summary(built.config())
 
 
+@pytest.mark.parametrize("stage", ["accuracy_aware", "tune"])
+def test_a_model_that_does_not_compute_what_it_says_is_a_warning(workspace: Path, stage: str) -> None:
+    assert "WARNING" not in summary(built.config())
+    edit(workspace / "build/evaluate/evaluation.json", warnings=["CPU does not compute"])
+    assert line(summary(built.config()), "WARNING") == "WARNING: CPU does not compute"
+    {"accuracy_aware": built.write_accuracy_aware, "tune": built.write_tune}[stage](workspace)
+    (workspace / f"build/{stage}/fidelity.json").write_text(json.dumps({"ratio": 9.0, "warning": "nor does this one"}))
+    assert "  WARNING: nor does this one" in summary(built.config()).splitlines()
+
+
+def test_what_is_quantized_otherwise_than_the_preset_asks_for(workspace: Path) -> None:
+    assert "not as the preset has it" not in summary(built.config())
+    entries = built.quantizers()["quantizers"]
+    entries = [entry | {"restriction": "symmetric: a fault" if index < 2 else None} for index, entry in enumerate(entries)]
+    edit(workspace / "build/quantize/quantizers.json", quantizers=entries)
+    lines = summary(built.config()).splitlines()
+    place = lines.index("not as the preset has it: 2 quantizers")
+    assert lines[place + 1] == "    2 symmetric: a fault"
+
+
 def test_seconds_of_the_stages(workspace: Path) -> None:
     assert line(summary(built.config()), "seconds").startswith("seconds: config 0.5, prepare 1.5, collect_statistics 2.5")
 

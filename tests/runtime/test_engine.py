@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import threading
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -16,6 +17,7 @@ from stages.configuration.schema import Engine
 from stages.quantization.build import compress_weights
 from stages.runtime import engine
 from stages.runtime.datasets import Sample, Samples, model_inputs
+from stages.runtime.kernel_faults import ZERO_POINTS_IN_BF16
 from stages.runtime.metrics import Accuracy, Metric, ReferenceError
 from tests.runtime import models
 
@@ -298,6 +300,13 @@ def test_weights_with_zero_points_run_in_f32(low: float, high: float, levels: in
     assert engine.int8_precision(model, Engine()) == expected
     assert engine.int8_precision(model, Engine(inference_precision="bf16")) == "bf16"  # what is asked for, is done
     assert engine.int8_precision(model, Engine(device="GPU")) == "default"
+
+
+def test_zero_points_are_trusted_once_a_release_has_mended_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = quantized_layer(-1.0, 3.0, 256, folded=True)
+    for gone, expected in (("2023.0", "default"), ("9999.0", "f32")):
+        monkeypatch.setattr(engine, "ZERO_POINTS_IN_BF16", dataclasses.replace(ZERO_POINTS_IN_BF16, gone=gone))
+        assert engine.int8_precision(model, Engine()) == expected
 
 
 def test_a_floating_point_model_has_no_zero_points() -> None:

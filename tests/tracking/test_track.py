@@ -58,6 +58,7 @@ def test_a_run_is_complete(workspace: Path) -> None:
     assert metrics["evaluate/speed_up.default"] == 1.5
     assert metrics["evaluate/int8.throughput"] == 500.0
     assert metrics["evaluate/int8.size_mb"] == 3.1
+    assert metrics["evaluate.details/fidelity"] == 0.4
     assert "evaluate.details/relative_drop.error" not in metrics  # FP32 has no error to be relative to
     for position, stage in enumerate(STAGES):
         assert metrics[f"seconds/{stage}"] == position + 0.5

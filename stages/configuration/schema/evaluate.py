@@ -22,4 +22,7 @@ class Evaluate:
     primary_metric: str | None = param(None, "the metric that is reported first and that searches optimise; null: the first of `metric`")
     confidence: float = param(0.95, "confidence level of the intervals", above=0.0, below=1.0)
     noise_samples: int = param(16, "validation samples for the per-layer noise; 0 leaves the noise out", low=0)
+    fidelity_samples: int = param(
+        4, "validation samples on which INT8 is compared with what its quantizers say, written out; 0 leaves that out", low=0
+    )
     benchmark: Benchmark = param(Benchmark, "latency and throughput")
