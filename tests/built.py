@@ -203,6 +203,7 @@ def evaluation(drop: float) -> dict[str, Any]:
         "confidence": 0.95,
         "precisions": {"fp32": "f32", "default": "bf16", "int8": "bf16"},
         "warnings": [],
+        "fidelity": {"ratio": 0.4, "limit": 2.0, "first": None, "warning": None},
         "size_bytes": {"fp32": 10_900_000, "int8": 3_100_000},
         "device": "Test(R) Processor",
         "cores": 2,
@@ -232,7 +233,8 @@ def quantizers() -> dict[str, Any]:
     for layer in range(LAYERS):
         name = f"/backbone/conv_{layer}/Conv"
         for port, kind in ((0, "activations"), (1, "weights")):
-            entries.append({"name": f"{name}/fq_{port}", "kind": kind, "layers": [{"name": name, "type": "Convolution", "port": port}]})
+            layers = [{"name": name, "type": "Convolution", "port": port}]
+            entries.append({"name": f"{name}/fq_{port}", "kind": kind, "layers": layers, "restriction": None})
     return {"preset": "performance", "target_device": "ANY", "quantizers": entries, "float": [], "aligned": [], "not_aligned": []}
 
 

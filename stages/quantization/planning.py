@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
 from dataclasses import replace
 from functools import partial
@@ -29,6 +28,7 @@ from stages.quantization.model.graph import (
 )
 from stages.quantization.placement.alignment_pairs import alignment_candidates
 from stages.quantization.placement.ignored import ignored_operations
+from stages.quantization.placement.kernel_faults import PER_MATRIX, Only
 from stages.quantization.placement.placing import ALREADY_QUANTIZED, FAKE_QUANTIZE, Placement, place, served
 from stages.quantization.placement.plan import Float, NotAligned, Place, Plan, Quantizer, TensorName
 from stages.quantization.placement.unify import unified_groups
@@ -106,7 +106,9 @@ def _extremes(graph: Graph, quantizer: Quantizer, statistics: Statistics | None)
 
 def _saturating_layers(graph: Graph, target: Target, config: schema.Quantization, aligned_consumers: set[str]) -> set[str]:
     """Names of weighted operations whose weights use only half of the levels, so that 16-bit sums cannot saturate."""
-    if config.saturation_fix == "no" or target.rules not in SATURATION_DEVICES or not graph.of_type(CONVOLUTIONS):
+    if config.saturation_fix == "no" or target.rules not in SATURATION_DEVICES:
+        return set()
+    if not graph.of_type(CONVOLUTIONS) and (config.saturation_fix != "all" or config.pot_compatible):
         return set()
     if config.saturation_fix == "all":
         return {node.name for node in graph.of_type(OPERATIONS_WITH_WEIGHTS)} | aligned_consumers
@@ -128,32 +130,59 @@ def _quantizers(
     groups = unified_groups(placement.quantizers, placement.graph.nodes, target)
     group_of = {member: index for index, group in enumerate(groups) for member in group}
     edges = {node: served(node, target) for node in placement.quantizers}
-    options = {node: _options(node, edges[node], target, config) for node in placement.quantizers}
+    options = {node: _options(node, edges[node], target, config, placement) for node in placement.quantizers}
+    # What the options would be if the device had no faults.
+    wanted = {node: _options(node, edges[node], target, config) for node in placement.quantizers}
     for group in groups:
-        shared = _whole_tensor([options[member] for member in group])
-        options.update((member, shared) for member in group)
+        for schemes_of in (options, wanted):
+            shared = _whole_tensor([schemes_of[member] for member in group])
+            schemes_of.update((member, shared) for member in group)
+    # Where a fault leaves one input of an operation no scheme, quantizing another one for it alone gains nothing.
+    for edge in [edge for node in placement.quantizers if wanted[node] and not options[node] for edge in edges[node]]:
+        options.update((node, ()) for node in placement.quantizers if [other.node for other in edges[node]] == [edge.node])
     requested = set(placement.requested)
     quantizers: list[Quantizer] = []
     schemes: dict[str, tuple[Quantizer, ...]] = {}
     refused: list[Float] = []
     for node in placement.quantizers:
         layers = [edge for edge in edges[node] if edge in requested]
+        members = groups[group_of[node]] if node in group_of else [node]
+        faults = [fault for member in members for fault in _restrictions(placement, edges[member], _group(node))]
         if options[node]:
             scheme = choose(options[node], config.preset, _group(node))
+            restriction = "; ".join(dict.fromkeys(faults)) if scheme != choose(wanted[node], config.preset, _group(node)) else None
             estimated = scheme
             if config.pot_compatible and node not in group_of:
                 # POT estimates ranges that it makes symmetric as those that they would otherwise be, and so clips negative values.
-                estimated = choose(_options(node, edges[node], target, config, symmetric_products=False), config.preset, _group(node))
-            make = partial(_quantizer, placement.graph, node, layers, unified_group=group_of.get(node), config=config, doubled=doubled)
+                free = _options(node, edges[node], target, config, placement, symmetric_products=False)
+                estimated = choose(free, config.preset, _group(node))
+            make = partial(
+                _quantizer,
+                placement,
+                node,
+                layers,
+                unified_group=group_of.get(node),
+                config=config,
+                doubled=doubled,
+                restriction=restriction,
+            )
             quantizers.append(make(scheme, estimated.mode))
             # Of a tensor without channels two schemes may come to the same.
             schemes[quantizers[-1].name] = tuple(dict.fromkeys(make(other, other.mode) for other in options[node]))
         else:
-            # A constant that joins tensors before operations without constants of their own.
+            # A constant that joins tensors before operations without constants of their own, or what only a fault stands against.
             kinds = ", ".join(sorted({operation_kind(edge.node) for edge in layers}))
-            reason = f"{target.name} has no quantized {_group(node)} for {kinds}"
+            missing = f"{target.name} has no quantized {_group(node)} for {kinds}"
+            faults = faults or _restrictions(placement, edges[node], None)
+            reason = faults[0] if faults and wanted[node] else missing
             refused += [Float(edge.node.name, edge.node.type, edge.index, reason) for edge in node.consumers[0]]
     return quantizers, schemes, refused
+
+
+def _restrictions(placement: Placement, edges: Iterable[Edge], group: str | None) -> list[str]:
+    """Why not all schemes suit the operations that a quantizer serves: faults of the device's kernels. group: None for any."""
+    faults = (fault for edge in edges for fault in placement.faults.get(edge.node, ()))
+    return [fault.reason for fault in faults if isinstance(fault.helps, Only) and group in (None, fault.helps.group)]
 
 
 def _whole_tensor(lists: list[tuple[Scheme, ...]]) -> tuple[Scheme, ...]:
@@ -167,10 +196,16 @@ def _group(quantizer: Node) -> str:
 
 
 def _options(
-    node: Node, edges: list[Edge], target: Target, config: schema.Quantization, symmetric_products: bool = True
+    node: Node,
+    edges: list[Edge],
+    target: Target,
+    config: schema.Quantization,
+    placement: Placement | None = None,
+    symmetric_products: bool = True,
 ) -> tuple[Scheme, ...]:
     """The schemes that suit every operation that a FakeQuantize serves, fastest first.
 
+    placement: For what the device's kernels get wrong; None: as if they had no faults.
     symmetric_products: with model_type transformer, only symmetric ones for the MatMul of two activations.
     """
     group = _group(node)
@@ -183,7 +218,9 @@ def _options(
         kept = restrict(alternatives, wanted, f"quantization.{group} for {edge.node.type} {edge.node.name}", config.allow_unsupported)
         if symmetric_products and group == ACTIVATIONS and config.model_type == "transformer" and _multiplies_activations(edge.node):
             kept = tuple(scheme for scheme in kept if scheme.symmetric) or kept
-        lists.append(kept)
+        faults = placement.faults.get(edge.node, ()) if placement is not None else ()
+        limits = [fault.helps for fault in faults if isinstance(fault.helps, Only)]
+        lists.append(tuple(scheme for scheme in kept if all(limit.allows(group, scheme) for limit in limits)))
     return common(lists) if lists else ()
 
 
@@ -197,7 +234,7 @@ def _is_weight_port(node: Node, index: int) -> bool:
 
 
 def _quantizer(
-    graph: Graph,
+    placement: Placement,
     node: Node,
     layers: list[Edge],
     scheme: Scheme,
@@ -205,9 +242,10 @@ def _quantizer(
     unified_group: int | None,
     config: schema.Quantization,
     doubled: set[str],
+    restriction: str | None,
 ) -> Quantizer:
     group, port, first = _group(node), node.inputs[0], node.consumers[0][0]
-    axis = _channel_axis(node, config.pot_compatible) if scheme.perchannel else None
+    axis = _channel_axis(node, placement, config.pot_compatible) if scheme.perchannel else None
     if scheme.perchannel and axis is None:
         scheme = replace(scheme, granularity="pertensor")
     section = config.weights if group == WEIGHTS else config.activations
@@ -215,7 +253,7 @@ def _quantizer(
     source = port.node if constant is None else constant
     name = f"{source.name}/fq_output_{port.index}" if constant is None else f"{first.node.name}/fq_weights_{first.index}"
     return Quantizer(
-        name=graph.unused(name),
+        name=placement.graph.unused(name),
         kind=group,
         source=TensorName(source.name, port.index if constant is None else 0),
         source_type=source.type,
@@ -226,17 +264,17 @@ def _quantizer(
         unified_group=unified_group,
         channel_axis=axis,
         doubled=group == WEIGHTS and first.node.name in doubled and first.index == 1 and first.node.type in OPERATIONS_WITH_WEIGHTS,
+        restriction=restriction,
     )
 
 
-def _channel_axis(quantizer: Node, pot_compatible: bool) -> int | None:
+def _channel_axis(quantizer: Node, placement: Placement, pot_compatible: bool) -> int | None:
     """The axis of the quantized tensor along which ranges may differ; None where it has none.
 
     Activations: axis 1. Weights: the output channels of the operation that reads them, in the shape in which it reads
     them. Weights of grouped convolutions [G, O/G, I/G, ...] give the two leading axes together one range each: axis 0
-    here. A batch of matrices on a MatMul's second input: the first axis, because OpenVINO's CPU plugin computes garbage
-    with a range per column there. pot_compatible: the first axis, too, of one matrix in more than two dimensions and of
-    weights on the first input.
+    here. Several matrices on a MatMul's second input: the first axis, where the device gets a range per column wrong.
+    pot_compatible: the first axis, too, of one matrix in more than two dimensions and of weights on the first input.
     """
     port = quantizer.inputs[0]
     shape = port.node.shapes[port.index] or ()
@@ -251,7 +289,7 @@ def _channel_axis(quantizer: Node, pot_compatible: bool) -> int | None:
         return 0
     if len(shape) == 1:
         return None
-    if edge.index == 1 and math.prod(shape[:-2]) != 1:
+    if edge.index == 1 and any(fault.helps == PER_MATRIX for fault in placement.faults.get(edge.node, ())):
         return 0
     transposed = edge.node.attributes()["transpose_b" if edge.index == 1 else "transpose_a"]
     return len(shape) - 1 if (edge.index == 1) != bool(transposed) else len(shape) - 2

@@ -38,6 +38,7 @@ def summary(config: Config) -> str:
         "",
         *_statistics(),
         *_quantized(quantizers, rows),
+        *_restricted(quantizers),
         *_alignment(quantizers),
         *_biases(config, corrections),
         *_tuning(corrections),
@@ -118,6 +119,13 @@ def _quantized(quantizers: dict[str, Any], rows: list[dict[str, Any]]) -> list[s
     total = sum(entry.share for entry in left)
     measured = f", {100 * total:.1f} % of INT8's run time" if total else ""
     return [title, f"left float: {plural(len({entry.name for entry in left}), 'operation')}{measured}", *_listing(left, shares=total > 0)]
+
+
+def _restricted(quantizers: dict[str, Any]) -> list[str]:
+    """What is quantized in another way than the preset asks for, because the device gets that wrong."""
+    reasons = Counter(entry["restriction"] for entry in quantizers["quantizers"] if entry["restriction"] is not None)
+    lines = [f" {count:>4} {reason}" for reason, count in reasons.most_common()]
+    return [f"not as the preset has it: {plural(sum(reasons.values()), 'quantizer')}", *lines] if lines else []
 
 
 def _alignment(quantizers: dict[str, Any]) -> list[str]:

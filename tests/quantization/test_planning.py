@@ -103,8 +103,9 @@ def test_the_channel_axis_of_weights(
         given = {"transpose_a": False, "transpose_b": False, **attributes}
         layer = op.matmul(*((x, weights) if port == 1 else (weights, x)), given["transpose_a"], given["transpose_b"])
     tested = model(named(layer, "conv" if what == "conv" else "layer"), x)
+    device = "any" if port == 1 else "gpu"  # the CPU gets constants on the left wrong
     for expected, flag in ((ours, False), (pots, True)):
-        (found,) = (q for q in plan_of(tested, pot_compatible=flag).quantizers if q.kind == "weights")
+        (found,) = (q for q in plan_of(tested, device, pot_compatible=flag).quantizers if q.kind == "weights")
         assert found.channel_axis == expected
         assert found.scheme.granularity == ("pertensor" if expected is None else "perchannel")
 
@@ -139,9 +140,12 @@ def test_first_layers_on_every_path_from_an_input() -> None:
     assert doubled(model(convolution(named(op.relu(other), "r"), random(3, 3, 1, 1), "c"), x, y)) == {"a", "b"}
 
 
-def test_no_saturation_fix_without_a_convolution() -> None:
+def test_without_a_convolution_weights_are_halved_only_on_request() -> None:
     x = parameter((2, 3))
-    assert doubled(model(matmul(x, random(3, 2)), x), saturation_fix="all") == set()
+    tested = model(matmul(x, random(3, 2)), x)
+    assert doubled(tested) == set()
+    assert doubled(tested, saturation_fix="all") == {"matmul"}
+    assert doubled(tested, saturation_fix="all", pot_compatible=True) == set()
 
 
 def test_the_second_of_an_aligned_pair_too() -> None:

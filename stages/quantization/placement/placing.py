@@ -14,6 +14,7 @@ import openvino as ov
 
 from stages.configuration.target_device import ACTIVATIONS, WEIGHTS, Target
 from stages.quantization.model.graph import OPERATIONS_WITH_WEIGHTS, Edge, Graph, Node, Port, operation_kind, walk, weight_constant
+from stages.quantization.placement.kernel_faults import BEHIND, FLOAT, PlacementFault, known_faults
 
 FAKE_QUANTIZE = "FakeQuantize"
 ALREADY_QUANTIZED = "already quantized in the model"
@@ -31,10 +32,6 @@ HARMLESS = JUMPABLE | {"Interpolate", "Result", "AvgPool", "ReduceMean", FAKE_QU
 
 FIRST_PORT_ONLY = frozenset({"Interpolate", "Power", "ReduceMean", "NormalizeL2", "MVN"})
 RECURRENT_PORTS = {"LSTMSequence": (0, 1, 4, 5), "GRUSequence": (0, 1, 3, 4)}
-# In INT8, OpenVINO 2026.4's CPU plugin keeps the state between steps on the levels of the cell's input: behind a ReLU a
-# negative state becomes zero, and elsewhere errors are several times those of the levels. Nor is the LSTM faster than in
-# f32; the GRU is.
-CPU_RULES = frozenset({"ANY", "CPU", "CPU_SPR"})
 TWO_OPERANDS = frozenset({"Convolution", "GroupConvolution", "ConvolutionBackpropData", "MatMul"})
 
 
@@ -46,6 +43,7 @@ class Placement:
     quantizers: list[Node]
     floats: list[tuple[Node, int | None, str]]  # node, port (None: the whole operation), reason
     requested: list[Edge]  # inputs of operations before which a quantizer was first put
+    faults: dict[Node, tuple[PlacementFault, ...]]  # of the device's kernels, by operation
 
 
 def place(graph: Graph, target: Target, skipped: dict[Node, str], ignored: dict[Node, str], pot_compatible: bool = False) -> Placement:
@@ -56,21 +54,21 @@ def place(graph: Graph, target: Target, skipped: dict[Node, str], ignored: dict[
         target: What the device can run.
         skipped: Nodes of ignored blocks with the reason; they get no quantizer and none moves up through them.
         ignored: Nodes that the user (or the model type) excludes; they get no quantizer, but others may move through them.
-        pot_compatible: Also quantize what POT does and gains nothing or goes wrong: element-wise operations with a single number (on
-            quantized data they are merged into the scale, on other data the quantizer is one operation more) or with values computed
-            from shapes (OpenVINO 2026.4's CPU then computes garbage), and recurrent cells.
+        pot_compatible: Also quantize what POT does and gains nothing: element-wise operations with a single number (on quantized data
+            they are merged into the scale, on other data the quantizer is one operation more); and what `kernel_faults` says.
     """
     original = graph.nodes
     graph = graph.copy()
     twin = dict(zip(original, graph.nodes, strict=True))
     skipped, ignored = ({twin[node]: why for node, why in entries.items()} for entries in (skipped, ignored))
-    work = _Work(graph, target, skipped, ignored, pot_compatible)
+    faults = {twin[node]: here for node, here in known_faults(Graph(original), target.rules, pot_compatible).items()}
+    work = _Work(graph, target, skipped, ignored, faults, pot_compatible)
     work.insert_all()
     work.move_up()
     work.merge_siblings()
     if target.rules == "CPU_SPR":
         work.leave_residuals()
-    return Placement(graph, work.quantizers(), work.floats, work.requested)
+    return Placement(graph, work.quantizers(), work.floats, work.requested, faults)
 
 
 def is_scale_shift(node: Node) -> bool:
@@ -82,11 +80,20 @@ def is_scale_shift(node: Node) -> bool:
 
 
 class _Work:
-    def __init__(self, graph: Graph, target: Target, skipped: dict[Node, str], ignored: dict[Node, str], pot_compatible: bool) -> None:
+    def __init__(
+        self,
+        graph: Graph,
+        target: Target,
+        skipped: dict[Node, str],
+        ignored: dict[Node, str],
+        faults: dict[Node, tuple[PlacementFault, ...]],
+        pot_compatible: bool,
+    ) -> None:
         self.graph = graph
         self.target = target
         self.skipped = skipped
         self.ignored = self._with_consumers_of_agnostic(ignored)
+        self.faults = faults
         self.pot_compatible = pot_compatible
         self.floats: list[tuple[Node, int | None, str]] = []
         self.requested: list[Edge] = []
@@ -112,7 +119,11 @@ class _Work:
     def insert_all(self) -> None:
         """One FakeQuantize per input of every quantizable operation, and a reason for every input without."""
         for node in list(self.graph.nodes):
-            if node.constant or node.type in ("Parameter", "Result", "ShapeOf", FAKE_QUANTIZE) or self.agnostic(node):
+            if node.constant or node.type in ("Parameter", "Result", "ShapeOf", FAKE_QUANTIZE):
+                continue
+            if self.agnostic(node):
+                if reason := self._fault(node, BEHIND):
+                    self.floats.append((node, None, reason))
                 continue
             reason = self._reason_against(node)
             if reason:
@@ -143,20 +154,19 @@ class _Work:
             return reason
         if any(not node.inputs[port].node.is_float[node.inputs[port].index] for port in self._ports(node)):
             return "works on integers"
-        if not self.pot_compatible and _is_elementwise(node):
-            if _has_number(node):
-                return "element-wise with a single number"
-            if any(producer.from_shape for producer in node.producers()):
-                return "element-wise with values computed from shapes"
-        if node.type == "MatMul" and _reads_vector(node):
-            return "a vector times a matrix, whose shape the CPU gets wrong in INT8"
-        return None
+        if not self.pot_compatible and _is_elementwise(node) and _has_number(node):
+            return "element-wise with a single number"
+        return self._fault(node, FLOAT)
+
+    def _fault(self, node: Node, helps: str) -> str | None:
+        """Why an operation is treated so: a fault against which this helps."""
+        return next((fault.reason for fault in self.faults.get(node, ()) if fault.helps == helps), None)
 
     def _reason_against_recurrent(self, node: Node) -> str | None:
         if node.attributes().get("linear_before_reset"):
             return "a recurrent cell with linear_before_reset"
-        if not self.pot_compatible and self.target.rules in CPU_RULES:
-            return "a recurrent cell, whose state the CPU clips in INT8"
+        if reason := self._fault(node, FLOAT):
+            return reason
         # OpenVINO compiles no recurrent cell of which the weights alone are quantized.
         moving = [port for port in self._ports(node) if not node.inputs[port].node.constant]
         against = (self._reason_against_port(node, port) for port in moving)
@@ -227,7 +237,11 @@ class _Work:
             producer = quantizer.inputs[0].node
             if producer.type == FAKE_QUANTIZE:
                 self._remove(quantizer)
-            elif self.agnostic(producer) and producer not in blocked and producer not in self.skipped and not producer.constant:
+            elif (
+                self.agnostic(producer)
+                and not (producer in blocked or producer in self.skipped or producer.constant)
+                and not self._fault(producer, BEHIND)
+            ):
                 ports = self._jump_ports(producer)
                 if ports:
                     self._remove(quantizer)
@@ -344,11 +358,6 @@ def _is_elementwise(node: Node) -> bool:
 def _has_number(node: Node) -> bool:
     """Whether an operation has a constant of a single element."""
     return any(port.node.constant and math.prod(port.node.shapes[port.index] or ()) == 1 for port in node.inputs)
-
-
-def _reads_vector(node: Node) -> bool:
-    shapes = [port.node.shapes[port.index] for port in node.inputs if not port.node.constant]
-    return any(shape is not None and len(shape) == 1 for shape in shapes)
 
 
 def _is_weighted(node: Node) -> bool:

@@ -61,6 +61,7 @@ class Quantizer:
     unified_group: int | None = None
     channel_axis: int | None = None  # axis of the source tensor that has a range per index; None: one range
     doubled: bool = False  # saturation fix: half the levels stay unused
+    restriction: str | None = None  # why it is not what the preset would have chosen
 
 
 @dataclass(frozen=True)
@@ -132,6 +133,7 @@ def quantizer_to_json(quantizer: Quantizer) -> dict[str, Any]:
         "unified_group": quantizer.unified_group,
         "channel_axis": quantizer.channel_axis,
         "doubled": quantizer.doubled,
+        "restriction": quantizer.restriction,
     }
 
 
@@ -149,4 +151,5 @@ def quantizer_from_json(data: dict[str, Any]) -> Quantizer:
         unified_group=data["unified_group"],
         channel_axis=data["channel_axis"],
         doubled=data["doubled"],
+        restriction=data["restriction"],
     )
