@@ -87,6 +87,11 @@ def _one_matrix_of_rank_4(node: Node) -> bool:
     return node.inputs[1].node.constant and len(shape) > 3 and math.prod(shape[:-2]) == 1
 
 
+def _is_grouped_in_one_dimension(node: Node) -> bool:
+    shape = _shape(node, 1) or ()
+    return len(shape) == 4 and shape[1] > 1
+
+
 def _reads_vector(node: Node) -> bool:
     return any(len(_shape(node, port) or (1, 1)) == 1 for port in (0, 1) if not node.inputs[port].node.constant)
 
@@ -243,6 +248,15 @@ FAULTS: tuple[PlacementFault, ...] = (
         operations=frozenset({"ConvolutionBackpropData", "GroupConvolutionBackpropData"}),
         helps=Only(WEIGHTS),
         reason="symmetric weights: the CPU gets zero points of a deconvolution's weights wrong",
+    ),
+    PlacementFault(
+        name="a grouped convolution in one dimension with zero-point weights",
+        wrong="does not compile (GroupConvolutionTransformation)",
+        seen="2026.4 with AVX2",
+        operations=frozenset({"GroupConvolution"}),
+        when=_is_grouped_in_one_dimension,
+        helps=Only(WEIGHTS),
+        reason="symmetric weights: with zero points the CPU does not compile grouped convolutions in one dimension",
     ),
     PlacementFault(
         name="an average over counted padding of an asymmetric range",

@@ -121,6 +121,17 @@ def test_deconvolutions_have_symmetric_weights() -> None:
     assert kinds(other)["layer", 1] == ("weights", "asymmetric", "perchannel", None)
 
 
+@pytest.mark.parametrize(
+    ("shape", "of", "is_wrong"),
+    [((2, 3, 2, 3), (1, 4, 12), True), ((4, 1, 1, 3), (1, 4, 12), False), ((2, 3, 2, 3, 3), IMAGE, False), ((3, 4, 3), (1, 4, 12), False)],
+)
+def test_grouped_convolutions_in_one_dimension_have_symmetric_weights(shape: tuple[int, ...], of: tuple[int, ...], is_wrong: bool) -> None:
+    x = parameter(of)
+    plan = plan_of(model(convolution(named(op.tanh(x), "tanh"), random(*shape), "layer"), x), preset="accuracy")
+    (weights,) = (entry for entry in plan.quantizers if entry.kind == "weights")
+    assert weights.scheme.symmetric == is_wrong == (weights.restriction is not None)
+
+
 # --------------------------------------------------------------------------------------------------------- around layers
 
 
