@@ -12,6 +12,7 @@ from openvino import opset1
 from openvino import opset13 as op
 
 from tests.quantization.small import constant, convolution, matmul, model, named, parameter, random
+from tests.quantization.test_recurrent import network
 
 Step = Callable[[ov.Node], ov.Node]
 
@@ -244,6 +245,7 @@ def cases() -> Iterator[Case]:
             for after, last in AFTER.items():
                 yield _case(f"{before} > {between} > {after}", IMAGE, *first, step, last)
     yield from _elementwises()
+    yield from _others()
 
 
 def _matmuls() -> Iterator[Case]:
@@ -342,3 +344,17 @@ def _elementwises() -> Iterator[Case]:
         for shape in ((2, 6, 8), IMAGE):
             yield _case(f"{name} of two > MatMul", shape, _of_two(name), _last)
             yield _case(f"relu > {name} of two > MatMul", shape, _relu, _of_two(name), _last)
+
+
+def _others() -> Iterator[Case]:
+    for kind in ("LSTMSequence", "GRUSequence"):
+        yield Case(f"relu > {kind}", partial(network, kind), {"x": (1, 5, 6)})
+    yield _case("vector > MatMul", (8,), _weights(8, 5))
+    for name in ("multiply", "add"):
+        yield _case(f"{name} with a size > MatMul", (2, 6, 8), partial(_with_size, name), _last, dynamic=True)
+
+
+def _with_size(name: str, x: ov.Node) -> ov.Node:
+    """An element-wise operation with a value that is computed from the input's shape."""
+    size = op.convert(op.gather(op.shape_of(x), np.array([1]), np.int64(0)), "f32")
+    return named(getattr(op, name)(x, named(op.divide(size, constant([6.0], "six")), "size")), name)

@@ -182,7 +182,7 @@ FAULTS: tuple[PlacementFault, ...] = (
     PlacementFault(
         name="a vector times a matrix",
         wrong="the result has another shape",
-        seen="2026.4 with AMX",
+        seen="2026.4 with AVX2 and AMX",
         operations=MATMUL,
         when=_reads_vector,
         reason="a vector times a matrix, whose shape the CPU gets wrong in INT8",
