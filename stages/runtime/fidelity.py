@@ -191,7 +191,7 @@ def _compare(
     result = Measured([np.zeros(len(places)) for _ in runs], np.array([FEW * place.step**2 for place in places]), [], precision)
     for reference, explained in _references(model, settings, samples, places, precision):
         result.explained[:] += explained
-        result.references.append([tensor for tensor, place in zip(reference, places, strict=True) if place.output is not None])
+        result.references.append([tensor.copy() for tensor, place in zip(reference, places, strict=True) if place.output is not None])
         for squares, run in zip(result.squares, runs, strict=True):
             squares += differences(_at(places, next(run)), reference)
     return result
@@ -204,13 +204,14 @@ def _references(
     shift = op.parameter([], np.float32, name="shift")
     exact = engine.compile(with_outputs(written_out(model, shift), places), settings, "f32", hint="LATENCY")
     shifts = [np.array(value, np.float32) for value in (0.0, SHIFT, -SHIFT)]
-    runs = engine.infer(exact, (Sample({**sample.inputs, "shift": value}) for sample in samples for value in shifts), 1)
+    # A request each: they may have a state.
+    runs = [engine.infer(exact, [Sample({**sample.inputs, "shift": value}) for sample in samples], 1) for value in shifts]
     rough = None
     if precision != "f32":
         rough = engine.infer(engine.compile(with_outputs(written_out(model), places), settings, precision, hint="LATENCY"), samples, 1)
     for _ in samples:
-        reference = [tensor.copy() for tensor in _at(places, next(runs))]
-        explained = np.max([differences(_at(places, next(runs)), reference) for _ in shifts[1:]], axis=0)
+        reference, *shifted = (_at(places, next(run)) for run in runs)
+        explained = np.max([differences(outputs, reference) for outputs in shifted], axis=0)
         if rough is not None:
             explained = explained + differences(_at(places, next(rough)), reference)
         yield reference, explained + np.array([_smallest(tensor) for tensor in reference])

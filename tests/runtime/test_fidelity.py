@@ -91,6 +91,17 @@ def test_no_output_can_be_compared() -> None:
     assert result["compilations"] == [] and result["uncompared"] == 1 and not parts(result)
 
 
+def test_a_model_with_a_state() -> None:
+    """Every run goes through the samples in their order, with a state of its own."""
+    x = parameter((1, 4))
+    state = op.read_value(constant(np.zeros((1, 4)), "start"), "state", np.float32, [1, 4])
+    total = named(op.add(fake_quantize(x, -4.0, 4.0 * 127 / 128, 256, "fq"), state), "total")
+    total.output(0).set_names({"out0"})
+    tested = ov.Model([op.result(total)], [op.assign(total, "state")], [x], "memory")
+    result = check(tested, Engine(), samples(4, (1, 4)), "f32")
+    assert result["ratio"] < 0.1 and result["uncompared"] == 0
+
+
 Change = Callable[[ov.Model], None]
 
 
