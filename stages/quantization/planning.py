@@ -29,6 +29,7 @@ from stages.quantization.model.graph import (
 from stages.quantization.placement.alignment_pairs import alignment_candidates
 from stages.quantization.placement.ignored import ignored_operations
 from stages.quantization.placement.kernel_faults import PER_MATRIX, Only
+from stages.quantization.placement.logarithms import before_logarithms
 from stages.quantization.placement.placing import ALREADY_QUANTIZED, FAKE_QUANTIZE, Placement, place, served
 from stages.quantization.placement.plan import Float, NotAligned, Place, Plan, Quantizer, TensorName
 from stages.quantization.placement.unify import unified_groups
@@ -61,6 +62,8 @@ def make_plan(graph: Graph, target: Target, config: schema.Quantization, statist
 def make_offer(graph: Graph, target: Target, config: schema.Quantization, statistics: Statistics | None = None) -> Offer:
     """Like `make_plan`, with everything between which a search may choose."""
     ignored = ignored_operations(graph, target, config)
+    if not config.pot_compatible:
+        ignored = before_logarithms(graph, target) | ignored
     offer = _offer(graph, target, config, ignored)
     while infinite := _readers_of_infinite(graph, offer.plan, statistics).keys() - ignored.keys():
         ignored = ignored | dict.fromkeys(infinite, "reads values that are not finite")
