@@ -1,0 +1,126 @@
+"""NNCF on what the pipeline built, in one process with our own quantization of the same samples.
+
+Run in the project's folder as: python -m tests.zoo.peer task.json results.json
+
+CPU seconds are those of this process (user and system), with the model in memory and the samples read: statistics,
+quantization and bias correction together.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import nncf
+import numpy as np
+import openvino as ov
+
+from stages import artifacts
+from stages.config import create, load_config
+from stages.quantization.build import build
+from stages.quantization.collection import collect
+from stages.quantization.graph import read_graph
+from stages.quantization.planning import make_plan
+from stages.quantization.points import statistics_points
+from stages.quantization.schemes import read_target
+from stages.runtime import baseline, engine
+from stages.runtime.confidence import paired_drop
+from stages.runtime.datasets import Sample
+from stages.runtime.latency import latency, speed_up
+from stages.samples import calibration_samples, validation_samples
+from stages.schema import Config
+
+SECONDS = 5.0  # of the latencies of all models together
+
+
+def main() -> None:
+    """Quantize, evaluate, time, and write the results."""
+    task = json.loads(Path(sys.argv[1]).read_text())
+    config = load_config()
+    model = engine.read_artifact(artifacts.folder("prepare"))
+    calibration = list(calibration_samples(config))
+    theirs: dict[str, ov.Model] = {}
+    result: dict[str, Any] = {"nncf": nncf.__version__, "peers": {}, "ours_cpu_seconds": round(own_seconds(config, model, calibration), 1)}
+    for preset in task["peers"]:
+        started = time.process_time()
+        try:
+            theirs[preset] = quantized(config, model.clone(), calibration, preset)
+        except Exception as error:  # whatever it is: that is the result
+            result["peers"][preset] = {"failed": f"{type(error).__name__}: {str(error).strip().splitlines()[-1] if str(error) else ''}"}
+            continue
+        result["peers"][preset] = {"cpu_seconds": round(time.process_time() - started, 1)}
+    values(config, model, theirs, task["ours"], result["peers"])
+    ours = {preset: engine.read_artifact(Path(folder) / "correct_bias") for preset, folder in task["ours"].items()}
+    result["latency"] = speed_ups(config, model, ours, theirs, validation_samples(config)[0])
+    Path(sys.argv[2]).write_text(json.dumps(result, indent=1))
+
+
+def own_seconds(config: Config, model: ov.Model, samples: Sequence[Sample]) -> float:
+    """CPU seconds of our quantization."""
+
+    def infer(instrumented: ov.Model) -> Iterator[list[np.ndarray]]:
+        return engine.infer(engine.compile(instrumented, config.engine), samples)
+
+    started = time.process_time()
+    target, graph = read_target(config.target_device), read_graph(model)
+    statistics = collect(model, statistics_points(graph, target), [1e-4], [], infer, len(samples))
+    build(model, statistics, make_plan(graph, target, config.quantization), config.bias_correction)
+    return time.process_time() - started
+
+
+def quantized(config: Config, model: ov.Model, samples: Sequence[Sample], preset: str) -> ov.Model:
+    """The model as `nncf.quantize` makes it of the same samples."""
+    nncf.set_log_level("ERROR")
+    kind = nncf.ModelType.TRANSFORMER if config.quantization.model_type == "transformer" else None
+    dataset = nncf.Dataset(samples, lambda sample: tuple(sample.inputs.values()))
+    return nncf.quantize(model, dataset, preset=nncf.QuantizationPreset(preset), subset_size=len(samples), model_type=kind)
+
+
+def values(config: Config, model: ov.Model, theirs: Mapping[str, ov.Model], ours: Mapping[str, str], results: dict[str, Any]) -> None:
+    """Add to NNCF's results its primary metric, and how much less accurate our model of the same preset is, with the interval."""
+    metrics = {name: create(section, f"metric.{name}") for name, section in config.metric.items()}
+    for metric in metrics.values():
+        metric.bind(model)
+    compiled = {preset: engine.compile(own, config.engine, engine.int8_precision(own, config.engine)) for preset, own in theirs.items()}
+    if any(metric.uses_reference for metric in metrics.values()):
+        compiled["fp32"] = engine.compile(model, config.engine, "f32")
+    if not theirs:
+        return
+    rows = engine.evaluate_metrics(compiled, validation_samples(config), metrics)
+    name = config.evaluate.primary_metric or next(iter(metrics))
+    metric = metrics[name]
+    for preset in theirs:
+        results[preset]["value"] = metric.value(rows[preset][name])
+        if preset in ours:
+            own = baseline.load(Path(ours[preset]) / "evaluate" / "samples.npz", ["int8"], [name])["int8"][name]
+            drop = paired_drop(
+                metric.value,
+                rows[preset][name],
+                own,
+                higher_is_better=metric.higher_is_better,
+                confidence=config.evaluate.confidence,
+                generator=np.random.default_rng(0),
+            )
+            results[preset]["ours_below"] = [drop.value, drop.low, drop.high]
+
+
+def speed_ups(
+    config: Config, model: ov.Model, ours: Mapping[str, ov.Model], theirs: Mapping[str, ov.Model], sample: Sample
+) -> dict[str, list[float]]:
+    """How many times faster each model is than FP32 in f32: median and range over rounds in which all took turns."""
+    quantized = {f"ours {preset}": own for preset, own in ours.items()} | {f"NNCF {preset}": own for preset, own in theirs.items()}
+    compiled = {
+        name: engine.compile(own, config.engine, engine.int8_precision(own, config.engine), hint="LATENCY") for name, own in quantized.items()
+    }
+    compiled["FP32"] = engine.compile(model, config.engine, "f32", hint="LATENCY")
+    compiled["FP32 default"] = engine.compile(model, config.engine, "default", hint="LATENCY")
+    rounds = latency(compiled, dict(enumerate(sample.inputs.values())), SECONDS)
+    return {name: list(speed_up(rounds["FP32"], times)) for name, times in rounds.items() if name != "FP32"}
+
+
+if __name__ == "__main__":
+    main()
