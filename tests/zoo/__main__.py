@@ -21,9 +21,7 @@ from typing import Any
 
 from tests.zoo.entries import names, read
 from tests.zoo.pipeline import PRESETS, prepared, run
-from tests.zoo.table import table
-
-PEERS = ("performance", "mixed")
+from tests.zoo.table import PEERS, table
 
 
 def main() -> int:
@@ -80,9 +78,8 @@ def _lines(result: dict[str, Any]) -> list[str]:
     for preset, outcome in result["presets"].items():
         speed = (outcome["speed_up"] or {}).get("fp32", {}).get("median", 0)
         drop, low, high = outcome["drop"]
-        lines.append(
-            f"{preset}: {outcome['value']:.4f}, drop {drop:.4f} [{low}, {high}], {speed:.2f}x, float {outcome['float']}, {outcome['quantizers']}"
-        )
+        counts = f"float {outcome['float']}, {outcome['quantizers']}"
+        lines.append(f"{preset}: {outcome['value']:.4f}, drop {drop:.4f} [{low}, {high}], {speed:.2f}x, {counts}")
     lines += [f"NNCF {preset}: {outcome}" for preset, outcome in result["peers"].items()]
     return lines
 

@@ -8,6 +8,7 @@ A file holds two documents. The second one is a params.yaml, as a user would wri
     make: commands that make the data, run in the project (none by default)
     variants: name -> what differs from the params.yaml
     least: the FP32 model's primary metric is at least this, or the data do not fit the model
+    most: how much of it INT8 loses at most, by the lower end of the interval (0.05 by default)
     small: true where pytest's slow set runs it (false by default)
 """
 
@@ -35,6 +36,7 @@ class Entry:
     data: dict[str, dict[str, list[str]]] = field(default_factory=dict)
     make: list[str] = field(default_factory=list)
     least: float = 0.0
+    most: float = 0.05
     small: bool = False
 
 

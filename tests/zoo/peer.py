@@ -68,7 +68,7 @@ def own_seconds(config: Config, model: ov.Model, samples: Sequence[Sample]) -> f
     started = time.process_time()
     target, graph = read_target(config.target_device), read_graph(model)
     statistics = collect(model, statistics_points(graph, target), [1e-4], [], infer, len(samples))
-    build(model, statistics, make_plan(graph, target, config.quantization), config.bias_correction)
+    build(model, statistics, make_plan(graph, target, config.quantization, statistics), config.bias_correction)
     return time.process_time() - started
 
 
@@ -114,7 +114,8 @@ def speed_ups(
     """How many times faster each model is than FP32 in f32: median and range over rounds in which all took turns."""
     quantized = {f"ours {preset}": own for preset, own in ours.items()} | {f"NNCF {preset}": own for preset, own in theirs.items()}
     compiled = {
-        name: engine.compile(own, config.engine, engine.int8_precision(own, config.engine), hint="LATENCY") for name, own in quantized.items()
+        name: engine.compile(own, config.engine, engine.int8_precision(own, config.engine), hint="LATENCY")
+        for name, own in quantized.items()
     }
     compiled["FP32"] = engine.compile(model, config.engine, "f32", hint="LATENCY")
     compiled["FP32 default"] = engine.compile(model, config.engine, "default", hint="LATENCY")

@@ -22,7 +22,7 @@ STATISTICS = ("collect_statistics", "quantize", "correct_bias")
 LONGEST = 1800  # seconds of a command, so that what hangs is seen
 
 
-class Failed(Exception):
+class CommandError(Exception):
     """A command of the project did not end well; the message is what it printed last."""
 
 
@@ -58,7 +58,7 @@ def run(entry: Entry, project: Project, variant: str, presets: Sequence[str] = P
         (project.root / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False, allow_unicode=True), "utf-8")
         try:
             result["output"] = _checked(project, sys.executable, "-m", "dvc", "repro")
-        except Failed as error:
+        except CommandError as error:
             return result | {"failed": f"{preset}: {error}"}
         for name in ("correct_bias", "evaluate"):
             shutil.copytree(project.root / "build" / name, results / preset / name, dirs_exist_ok=True)
@@ -69,17 +69,17 @@ def run(entry: Entry, project: Project, variant: str, presets: Sequence[str] = P
     if task["peers"]:
         try:
             _checked(project, sys.executable, "-m", "tests.zoo.peer", str(results / "task.json"), str(results / "peers.json"))
-        except Failed as error:
+        except CommandError as error:
             return result | {"failed": f"NNCF: {error}"}
         result |= json.loads((results / "peers.json").read_text())
     return result
 
 
 def _checked(project: Project, *command: str) -> str:
-    """What a command printed. Failed where its exit code is not 0."""
+    """What a command printed. CommandError where its exit code is not 0."""
     outcome = project.run(*command, env={"PYTHONPATH": str(ROOT), "PYTHONIOENCODING": "utf-8"}, timeout=LONGEST)
     if outcome.code:
-        raise Failed(" | ".join(outcome.errors or outcome.output.strip().splitlines()[-12:]))
+        raise CommandError(" | ".join(outcome.errors or outcome.output.strip().splitlines()[-12:]))
     return outcome.output
 
 

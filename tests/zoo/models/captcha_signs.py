@@ -6,9 +6,10 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from conf.captchas import captcha
-from conf.yolo import suppressed
 from stages.runtime.detection import Detections, MeanAveragePrecision
+
+from .captchas import captcha
+from .yolo import suppressed
 
 SIZE = 416
 
@@ -29,14 +30,18 @@ class CaptchaSigns:
         scaled = image.resize((round(image.width * ratio), round(image.height * ratio)), Image.Resampling.BILINEAR)
         pixels = np.full((SIZE, SIZE, 3), 114, dtype=np.float32)
         pixels[: scaled.height, : scaled.width] = np.asarray(scaled)[:, :, ::-1]
-        return np.ascontiguousarray(pixels.transpose(2, 0, 1)[None]), {"boxes": np.array(boxes) * ratio, "classes": np.zeros(len(boxes), int)}
+        return np.ascontiguousarray(pixels.transpose(2, 0, 1)[None]), {
+            "boxes": np.array(boxes) * ratio,
+            "classes": np.zeros(len(boxes), int),
+        }
 
 
 class SignBoxes(MeanAveragePrecision):
     """Boxes of a YOLOX head [1, 3549, 6]: centre and logarithm of the size in units of the grid, objectness, score."""
 
     def bind(self, model: Any) -> None:
-        grids = [(step, np.stack(np.meshgrid(np.arange(SIZE // step), np.arange(SIZE // step)), -1).reshape(-1, 2)) for step in (8, 16, 32)]
+        places = {step: np.arange(SIZE // step) for step in (8, 16, 32)}
+        grids = [(step, np.stack(np.meshgrid(place, place), -1).reshape(-1, 2)) for step, place in places.items()]
         self.places = np.concatenate([grid for _, grid in grids])
         self.steps = np.concatenate([np.full((len(grid), 1), step) for step, grid in grids])
 

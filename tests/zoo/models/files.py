@@ -30,7 +30,8 @@ def features(content: bytes) -> np.ndarray:
 def picture(format: str) -> Callable[[bytes, np.random.Generator], bytes]:
     def made(text: bytes, random: np.random.Generator) -> bytes:
         small = random.integers(0, 256, (*random.integers(2, 9, 2), 3)).astype(np.uint8)
-        image = Image.fromarray(small).resize(tuple(int(size) for size in random.integers(40, 200, 2)), Image.Resampling.BICUBIC)
+        width, height = (int(size) for size in random.integers(40, 200, 2))
+        image = Image.fromarray(small).resize((width, height), Image.Resampling.BICUBIC)
         image.save(file := io.BytesIO(), format)
         return file.getvalue()
 
@@ -68,11 +69,12 @@ KINDS: dict[str, tuple[str, Callable[[bytes, np.random.Generator], bytes]]] = {
 def write(folder: Path, count: int) -> None:
     """Write files.npz: an array `bytes`, and the kinds as `y`; `count` of each kind."""
     labels = json.loads((folder / "magika" / "config.min.json").read_text())["target_labels_space"]
-    random, rows = np.random.default_rng(0), []
+    random = np.random.default_rng(0)
+    rows: list[tuple[np.ndarray, int]] = []
     for kind, (pattern, made) in KINDS.items():
         sources = [path for path in sorted((folder / "sources").rglob(pattern)) if path.stat().st_size > 600]
-        for number in random.permutation(len(sources))[:count]:
-            rows.append((features(made(sources[number].read_bytes(), random)), labels.index(kind)))
+        chosen = random.permutation(len(sources))[:count]
+        rows += [(features(made(sources[number].read_bytes(), random)), labels.index(kind)) for number in chosen]
     np.savez(folder / "files.npz", bytes=np.stack([array for array, _ in rows]), y=np.array([label for _, label in rows]))
 
 

@@ -36,7 +36,8 @@ class Tokens:
         return [self.numbers[piece] for piece in (START, *pieces, END)]
 
     def pieces(self, word: str) -> list[str]:
-        split, rest = [], word
+        split: list[str] = []
+        rest = word
         while rest:
             head = "" if not split else "##"
             piece = next((head + rest[:end] for end in range(len(rest), 0, -1) if head + rest[:end] in self.numbers), None)

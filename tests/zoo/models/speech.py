@@ -4,6 +4,7 @@ Run as: python -m conf.speech data 60 [models/silero_vad_openvino_16k.onnx]
 """
 
 import ctypes
+import itertools
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -65,7 +66,16 @@ def clip(voice: Voice, index: int) -> tuple[np.ndarray, np.ndarray]:
     hum = np.cumsum(random.normal(0, 1, len(clean)))
     hum -= np.convolve(hum, np.ones(400) / 400, "same")
     noise = random.uniform(0.001, 0.02) * random.normal(0, 1, len(clean)) + random.uniform(0, 0.02) * hum / np.abs(hum).max()
-    return (clean + noise).astype(np.float32), loudness > 0.01
+    return (clean + noise).astype(np.float32), bridged(loudness > 0.01)
+
+
+def bridged(loud: np.ndarray, gap: int = 8) -> np.ndarray:
+    """Chunks that are loud or lie in a pause of at most `gap` between two that are: words have such."""
+    places = np.flatnonzero(loud)
+    result = loud.copy()
+    for before, after in itertools.pairwise(places):
+        result[before:after] |= after - before <= gap + 1
+    return result
 
 
 def steps(audio: np.ndarray) -> np.ndarray:
@@ -90,7 +100,7 @@ def write(folder: Path, count: int, model: Path | None) -> None:
                 arrays["state"].append(state)
                 arrays["y"].append(int(speaks[number]))
             state = compiled({"input": step[None], "state": state})[1].copy()
-    return np.savez(folder / "speech.npz", **{name: np.stack(values) for name, values in arrays.items()})
+    return np.savez(folder / "speech.npz", **{name: np.stack(values) for name, values in arrays.items()})  # type: ignore[arg-type]
 
 
 class Clips:

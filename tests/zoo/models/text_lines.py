@@ -3,11 +3,12 @@
 import numpy as np
 
 from stages.runtime import text_lines
+from stages.runtime.datasets import Sample
 
 
 class OwnWidth(text_lines.TextLines):
     """Lines [1, 3, 48, w] without the padding at the right."""
 
-    def __getitem__(self, index: int) -> tuple[np.ndarray, str]:
+    def __getitem__(self, index: int) -> Sample:
         pixels, text = self.picture(index)
-        return pixels[:, :, ::-1].transpose(2, 0, 1)[None] / np.float32(127.5) - 1, text
+        return Sample({"": pixels[:, :, ::-1].transpose(2, 0, 1)[None] / np.float32(127.5) - 1}, text)
