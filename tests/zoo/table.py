@@ -28,8 +28,9 @@ mixed), with the 95 % interval of a paired bootstrap over the validation samples
 COST = """
 ## Speed, cost and fidelity
 
-Times faster than FP32 in f32: latency, all models in turns in one process. CPU seconds: statistics, quantization and bias
-correction of one preset, ours and NNCF's in one process. Fidelity: what the pipeline's check of the compiled INT8 models says.
+Times faster than FP32 in f32: CPU time of an inference on one thread, all models in turns in one process. CPU seconds:
+statistics, quantization and bias correction of one preset, ours and NNCF's in one process. Fidelity: what the pipeline's check of
+the compiled INT8 models says.
 """
 ACCURACY_HEADER = ("model", "metric", "samples", "FP32", "default", *PRESETS, *(f"NNCF {preset}" for preset in PEERS), "ours - NNCF")
 COST_HEADER = ("model", "default", *PRESETS, *(f"NNCF {preset}" for preset in PEERS), "CPU s, ours", "CPU s, NNCF", "fidelity")
@@ -69,7 +70,7 @@ def _accuracy(result: dict[str, Any]) -> list[str]:
 
 
 def _cost(result: dict[str, Any]) -> list[str]:
-    speed, theirs = result.get("latency", {}), result["peers"]
+    speed, theirs = result.get("speed_up", {}), result["peers"]
     names = ["FP32 default", *(f"ours {preset}" for preset in PRESETS), *(f"NNCF {preset}" for preset in PEERS)]
     faster = [f"{speed[name][0]:.2f}" if name in speed else "" for name in names]
     seconds = "; ".join(f"{peer['cpu_seconds']:.1f}" for peer in theirs.values() if "cpu_seconds" in peer)

@@ -63,7 +63,7 @@ def test_table(tmp_path: Path) -> None:
     result = {
         "presets": {"performance": {"value": 0.9, "fidelity": {"verdict": "holds"}}, "mixed": {"value": 0.96, "fidelity": None}},
         "peers": {"performance": peer, "mixed": {"failed": "ValueError: no"}},
-        "latency": {"ours performance": [2.0, 1.9, 2.1], "NNCF performance": [1.8, 1.7, 1.9], "FP32 default": [1.5, 1.4, 1.6]},
+        "speed_up": {"ours performance": [2.0, 1.9, 2.1], "NNCF performance": [1.8, 1.7, 1.9], "FP32 default": [1.5, 1.4, 1.6]},
         "ours_cpu_seconds": 2.0,
     } | {"metric": "accuracy", "share": True, "fp32": 0.97, "default": 0.96, "validation": 50}
     (tmp_path / "magika.json").write_text(json.dumps({"static": result, "dynamic": {"presets": {}, "peers": {}, "failed": "mixed: no"}}))
