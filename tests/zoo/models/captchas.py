@@ -32,33 +32,31 @@ class Captchas:
         return self.count
 
     def __getitem__(self, index: int) -> tuple[np.ndarray, str]:
-        image, text, _ = captcha(np.random.default_rng([index, self.seed]))
+        image, text = captcha(np.random.default_rng([index, self.seed]))
         size = (self.width or round(image.width * HEIGHT / image.height), HEIGHT)
         pixels = np.asarray(image.convert("L").resize(size, Image.Resampling.LANCZOS), dtype=np.float32)
         return pixels[None, None] / np.float32(255), text
 
 
-def captcha(random: np.random.Generator) -> tuple[Image.Image, str, list[tuple[int, int, int, int]]]:
-    """An RGB image, its text, and the box of each sign: left, top, right, bottom."""
+def captcha(random: np.random.Generator) -> tuple[Image.Image, str]:
+    """An RGB image and its text."""
     signs = [str(sign) for sign in random.choice(list(SIGNS), random.integers(4, 7))]
     image = Image.new("RGB", (30 + 32 * len(signs), 60), tuple(int(value) for value in random.integers(200, 256, 3)))
-    draw, left, boxes = ImageDraw.Draw(image), 8, []
+    draw, left = ImageDraw.Draw(image), 8
     for sign in signs:
         font = fonts()[random.integers(8)].font_variant(size=int(random.integers(30, 42)))
         mask = Image.new("L", (60, 60))
         ImageDraw.Draw(mask).text((30, 30), sign, font=font, fill=255, anchor="mm")
         mask = mask.rotate(random.uniform(-25, 25), Image.Resampling.BILINEAR)
-        box = mask.getbbox() or (0, 0, 1, 1)
-        mask = mask.crop(box)
+        mask = mask.crop(mask.getbbox())
         place = (left, int(random.integers(2, max(3, 58 - mask.height))))
         image.paste(tuple(int(value) for value in random.integers(0, 130, 3)), place, mask)
-        boxes.append((place[0], place[1], place[0] + mask.width, place[1] + mask.height))
         left += mask.width + int(random.integers(2, 8))
     for _ in range(3):
         ends = [int(value) for value in random.integers(0, [image.width, image.height, image.width, image.height])]
         draw.line(ends, fill=tuple(int(value) for value in random.integers(60, 200, 3)), width=1)
     noisy = np.asarray(image.filter(ImageFilter.GaussianBlur(random.uniform(0.2, 0.9)))) + random.normal(0, 12, (60, image.width, 3))
-    return Image.fromarray(np.clip(noisy, 0, 255).astype(np.uint8)), "".join(signs), boxes
+    return Image.fromarray(np.clip(noisy, 0, 255).astype(np.uint8)), "".join(signs)
 
 
 def write_characters(source: Path, target: Path) -> None:

@@ -1,4 +1,4 @@
-"""Boxes out of a YOLO head that comes without suppression, and how far INT8 finds what FP32 finds."""
+"""How far INT8 finds the boxes that FP32 finds, for detectors whose output comes without suppression."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -9,9 +9,8 @@ from stages.runtime.detection import COCO_IOU, Detections, MeanAveragePrecision
 
 
 class SameBoxes(MeanAveragePrecision):
-    """COCO's AP with the FP32 model's sure boxes as the objects: no labels needed.
-
-    The output is [1, 4 + classes, N]: centre, size, and a score per class.
+    """COCO's AP with the FP32 model's sure boxes as the objects: no labels needed. For the head of YOLOv8 and later:
+    [1, 4 + classes, N], with centre, size, and a score per class.
     """
 
     uses_reference = True
@@ -23,22 +22,26 @@ class SameBoxes(MeanAveragePrecision):
             sure: from which score on a box of FP32 is an object. Less sure ones of INT8 count as well, as AP has it.
             suppression: of two boxes of a class that overlap by more, the surer one stays.
         """
-        super().__init__(classes, iou, min_score=0.05)
+        super().__init__(iou=iou, min_score=0.05, labels=0)
+        self.classes = classes
         self.sure = sure
         self.suppression = suppression
 
     def bind(self, model: Any) -> None:
-        pass  # a single output
+        """Nothing: there is a single output."""
+
+    def candidates(self, output: np.ndarray) -> Detections:
+        """All boxes of an output."""
+        rows = output[0].T
+        half = rows[:, 2:4] / 2
+        return Detections(np.hstack([rows[:, :2] - half, rows[:, :2] + half]), rows[:, 4:].max(axis=1), rows[:, 4:].argmax(axis=1))
 
     def detections(self, outputs: Sequence[np.ndarray]) -> Detections:
-        rows = outputs[0][0].T
-        scores, classes = rows[:, 4:].max(axis=1), rows[:, 4:].argmax(axis=1)
+        boxes, scores, classes = self.candidates(outputs[0])
         likely = np.flatnonzero(scores >= self.min_score)
         likely = likely[np.argsort(-scores[likely], kind="stable")][:300]
-        centre, half = rows[likely, :2], rows[likely, 2:4] / 2
-        boxes = np.hstack([centre - half, centre + half])
-        stays = suppressed(boxes, classes[likely], self.suppression)
-        return Detections(boxes[stays], scores[likely][stays], classes[likely][stays])
+        stays = likely[suppressed(boxes[likely], classes[likely], self.suppression)]
+        return Detections(boxes[stays], scores[stays], classes[stays])
 
     def per_sample(self, outputs: Sequence[np.ndarray], target: Any) -> np.ndarray:
         objects = self.detections(target)
