@@ -26,7 +26,8 @@ class ScatteredSigns:
         return self.count
 
     def __getitem__(self, index: int) -> tuple[np.ndarray, dict[str, Any]]:
-        random, boxes = np.random.default_rng([index, self.seed]), []
+        random = np.random.default_rng([index, self.seed])
+        boxes: list[tuple[int, int, int, int]] = []
         picture = Image.fromarray(random.integers(0, 256, (6, 8, 3)).astype(np.uint8)).resize((SIZE, SIZE), Image.Resampling.BICUBIC)
         for _ in range(random.integers(3, 6)):
             mask = Image.new("L", (110, 110))
