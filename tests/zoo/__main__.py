@@ -50,7 +50,10 @@ def main() -> int:
         failed += any("failed" in result for result in results.values())
         if arguments.results:
             arguments.results.mkdir(parents=True, exist_ok=True)
-            (arguments.results / f"{name}.json").write_text(json.dumps(results, indent=1, ensure_ascii=False) + "\n", "utf-8")
+            file = arguments.results / f"{name}.json"
+            if file.exists():  # variants that were run before stay
+                results = json.loads(file.read_text("utf-8")) | results
+            file.write_text(json.dumps(results, indent=1, ensure_ascii=False) + "\n", "utf-8")
     return 1 if failed else 0
 
 
