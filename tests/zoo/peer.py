@@ -37,6 +37,7 @@ from stages.schema import Config
 
 SECONDS = 10.0  # CPU time for timing all models together
 ROUNDS = (5, 40)  # at least and at most
+BLOCK = 0.01  # CPU seconds of a model in a round, at least
 
 
 def main() -> None:
@@ -126,20 +127,23 @@ def speed_ups(
         name: engine.compile(own, single, precision, hint="LATENCY").create_infer_request() for name, (own, precision) in precisions.items()
     }
     inputs = dict(enumerate(sample.inputs.values()))
+    calls = max(1, round(BLOCK / min(_seconds(request, inputs, 3) for request in requests.values())))
     rounds: dict[str, list[float]] = {name: [] for name in requests}
-    calls, started = 1, time.process_time()
+    started = time.process_time()
     while len(rounds["FP32"]) < ROUNDS[0] or (time.process_time() - started < SECONDS and len(rounds["FP32"]) < ROUNDS[1]):
         for name, request in requests.items():
-            request.infer(inputs, share_inputs=True)  # the caches hold another model's weights
-            before = time.process_time()
-            for _ in range(calls):
-                request.infer(inputs, share_inputs=True)
-            rounds[name].append((time.process_time() - before) / calls)
-        if len(rounds["FP32"]) == 1:  # from now on a hundredth of a second each
-            calls = max(1, round(0.01 / max(rounds["FP32"].pop(), 1e-5)))
-            rounds = {name: [] for name in requests}
+            _seconds(request, inputs, 1)  # the caches hold another model's weights
+            rounds[name].append(_seconds(request, inputs, calls))
     times = {name: np.array(values) for name, values in rounds.items()}
     return {name: list(speed_up(times["FP32"], own)) for name, own in times.items() if name != "FP32"}
+
+
+def _seconds(request: ov.InferRequest, inputs: Any, calls: int) -> float:
+    """CPU seconds of an inference."""
+    before = time.process_time()
+    for _ in range(calls):
+        request.infer(inputs, share_inputs=True)
+    return max((time.process_time() - before) / calls, 1e-6)
 
 
 if __name__ == "__main__":
