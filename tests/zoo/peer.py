@@ -20,20 +20,20 @@ import nncf
 import numpy as np
 import openvino as ov
 
-from stages import artifacts
-from stages.config import create, load_config
+from stages.common import artifacts
+from stages.configuration.loading import create, load_config
+from stages.configuration.schema import Config
+from stages.configuration.target_device import read_target
 from stages.quantization.build import build
-from stages.quantization.collection import collect
-from stages.quantization.graph import read_graph
+from stages.quantization.model.graph import read_graph
 from stages.quantization.planning import make_plan
-from stages.quantization.points import statistics_points
-from stages.quantization.schemes import read_target
+from stages.quantization.statistics.collection import collect
+from stages.quantization.statistics.points import statistics_points
 from stages.runtime import baseline, engine
 from stages.runtime.confidence import paired_drop
 from stages.runtime.datasets import Sample
 from stages.runtime.latency import speed_up
-from stages.samples import calibration_samples, validation_samples
-from stages.schema import Config
+from stages.runtime.samples import calibration_samples, validation_samples
 
 SECONDS = 10.0  # CPU time for timing all models together
 ROUNDS = (5, 40)  # at least and at most
