@@ -61,7 +61,10 @@ def test_files_out_of_a_wheel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, p
 def test_table(tmp_path: Path) -> None:
     peer = {"value": 0.95, "cpu_seconds": 4.0, "ours_below": [0.05, 0.01, 0.09]}
     result = {
-        "presets": {"performance": {"value": 0.9, "fidelity": {"verdict": "holds"}}, "mixed": {"value": 0.96, "fidelity": None}},
+        "presets": {
+            "performance": {"value": 0.9, "fidelity": {"ratio": 0.4, "limit": 2.0, "first": None}},
+            "mixed": {"value": 0.96, "fidelity": {"ratio": 6.25, "limit": 2.0, "first": {"type": "MatMul"}}},
+        },
         "peers": {"performance": peer, "mixed": {"failed": "ValueError: no"}},
         "speed_up": {"ours performance": [2.0, 1.9, 2.1], "NNCF performance": [1.8, 1.7, 1.9], "FP32 default": [1.5, 1.4, 1.6]},
         "ours_cpu_seconds": 2.0,
@@ -71,7 +74,7 @@ def test_table(tmp_path: Path) -> None:
     assert lines == [
         "| magika, static | accuracy | 50 | 97.0 % | 96.0 % | 90.0 % | 96.0 % |  | 95.0 % | fails | **-5.0 [-9.0, -1.0]** |",
         "- magika, dynamic failed: mixed: no",
-        "| magika, static | 1.50 | 2.00 |  |  | 1.80 |  | 2.0 | 4.0 | performance: holds |",
+        "| magika, static | 1.50 | 2.00 |  |  | 1.80 |  | 2.0 | 4.0 | 0.4; **6.25, from MatMul on** |",
     ]
 
 
