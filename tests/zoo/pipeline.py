@@ -94,7 +94,7 @@ def _common(build: Path) -> dict[str, Any]:
         "default_precision": evaluation["precisions"]["default"],
         "calibration": dataset["calibration"]["count"],
         "validation": dataset["validation"]["count"],
-        "openvino": evaluation["openvino"],
+        "openvino": evaluation["openvino"].split("-")[0],
         "device": evaluation["device"],
     }
 
