@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
-from stages.runtime.text_lines import fonts
+from stages.runtime.datasets.text_lines import fonts
 
 SIGNS = "abcdefghjkmnpqrstuvwxyz23456789"  # those that nobody confuses
 HEIGHT = 64

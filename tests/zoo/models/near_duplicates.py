@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 import openvino as ov
 
+from stages.runtime.datasets.text_lines import WORDS
 from stages.runtime.metrics import Metric
-from stages.runtime.text_lines import WORDS
 
 LENGTH = 512  # characters of the model's input
 BITS = 1 << np.arange(23, -1, -1)

@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw
 
+from stages.runtime.datasets.text_lines import fonts
 from stages.runtime.detection import Detections, MeanAveragePrecision
-from stages.runtime.text_lines import fonts
 
 from .yolo import suppressed
 

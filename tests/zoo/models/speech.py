@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 import openvino as ov
 
+from stages.runtime.datasets.text_lines import WORDS
 from stages.runtime.metrics import Metric
-from stages.runtime.text_lines import WORDS
 
 RATE, CHUNK, CONTEXT = 16000, 512, 64  # hertz, samples per step of the model, and samples before them that it is shown again
 CHUNKS = 94  # three seconds

@@ -2,8 +2,7 @@
 
 import numpy as np
 
-from stages.runtime import text_lines
-from stages.runtime.datasets import Sample
+from stages.runtime.datasets import Sample, text_lines
 
 
 class OwnWidth(text_lines.TextLines):
