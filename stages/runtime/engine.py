@@ -50,7 +50,14 @@ def read_artifact(folder: Path) -> ov.Model:
 
 
 def compile(
-    model: ov.Model, engine: Engine, precision: str = "f32", *, hint: str = "THROUGHPUT", counters: bool = False, streams: int = 0
+    model: ov.Model,
+    engine: Engine,
+    precision: str = "f32",
+    *,
+    hint: str = "THROUGHPUT",
+    counters: bool = False,
+    streams: int = 0,
+    more: Mapping[str, Any] | None = None,
 ) -> ov.CompiledModel:
     """Compile `model` for `engine.device`.
 
@@ -60,11 +67,12 @@ def compile(
         hint: "THROUGHPUT" (as many parallel streams as pay off) or "LATENCY" (one request at a time).
         counters: count the time of every node, which slows the model down a little.
         streams: inferences that run in parallel; 0 lets the hint choose.
+        more: other properties of the device.
 
     Raises:
         UserError: the device does not exist, or cannot run the model in this precision.
     """
-    properties: dict[str, Any] = {"PERFORMANCE_HINT": hint, "PERF_COUNT": counters}
+    properties: dict[str, Any] = {"PERFORMANCE_HINT": hint, "PERF_COUNT": counters, **(more or {})}
     if precision != "default":
         properties["INFERENCE_PRECISION_HINT"] = precision
     if engine.requests and hint == "THROUGHPUT":

@@ -23,11 +23,13 @@ import openvino as ov
 from numpy.typing import NDArray
 from openvino import opset13 as op
 
+from stages.common.errors import UserError
 from stages.configuration.schema import Engine
 from stages.runtime import engine
 from stages.runtime.datasets import Sample
 from stages.runtime.latency import precision_of
-from stages.runtime.written_out import is_activation_quantizer, written_out
+from stages.runtime.places import WEIGHTED, Place, compared, ending_at, with_outputs
+from stages.runtime.written_out import written_out
 
 SHIFT = 0.05  # levels
 LIMIT = 2.0  # healthy models stay below 1, faults begin at 3 (tests/benchmarks/kernel_faults.py)
@@ -38,36 +40,8 @@ FEW = 3  # so many of a tensor's values may be on the next level although none w
 COMPILATIONS = {"LATENCY": 1, "THROUGHPUT": 2}
 SEEN_WITH = "THROUGHPUT"  # hint of one more, with the quantized tensors as outputs: the one with more faults
 
-WEIGHTED = frozenset({"MatMul", "Convolution", "GroupConvolution", "ConvolutionBackpropData", "GroupConvolutionBackpropData"})
-# What comes out is in an order, or of a number, that the last bit may change, or random: what is behind it cannot be compared.
-UNSTABLE = frozenset(
-    {"TopK", "NonZero", "Unique", "Proposal", "DetectionOutput", "MatrixNms", "MulticlassNms", "NonMaxSuppression", "NMSRotated"}
-    | {"CTCGreedyDecoder", "CTCGreedyDecoderSeqLen", "RandomUniform", "Multinomial", "ExperimentalDetectronDetectionOutput"}
-    | {"ExperimentalDetectronGenerateProposalsSingleImage", "ExperimentalDetectronTopKROIs", "GenerateProposals"}
-)
-
 Squares = NDArray[np.float64]
 Outputs = Sequence[NDArray[Any]]
-
-
-class Place(NamedTuple):
-    """A tensor that is compared.
-
-    Attributes:
-        tensor: The operation that computes it, or that computes what its quantizer rounds.
-        layer: What is to blame when this is the first tensor that differs: the last layer with weights before it, if there is one.
-        kind: The layer's type.
-        output: Which of the model's outputs it is; None where it is none.
-        reader: Where it is read otherwise: name of a quantizer, whose output it is, or of an operation with its input port.
-        step: Width of a level of its quantizer; 0 where it has none.
-    """
-
-    tensor: str
-    layer: str
-    kind: str
-    output: int | None = None
-    reader: tuple[str, int | None] | None = None
-    step: float = 0.0
 
 
 class Compilation(NamedTuple):
@@ -106,8 +80,23 @@ def check(
         ready: By hint, a compilation that there is already, to be checked in place of a new one.
 
     Returns:
-        What evaluation.json holds under `fidelity`: see `finding`; and `warning`, a sentence where they part.
+        What evaluation.json holds under `fidelity`: see `finding`; and `warning`, a sentence where they part. Where the model compiles but
+        not what it is compared with, only `skipped`, the reason, and a warning of that.
+
+    Raises:
+        UserError: the device cannot run the model.
     """
+    try:
+        result = _check(model, settings, samples, precision, ready or {})
+    except UserError as error:
+        engine.compile(model, settings, precision)
+        return {"skipped": str(error), "warning": f"whether INT8 computes what it says was not checked: {error}"}
+    return result | {"warning": warning(result, settings)}
+
+
+def _check(
+    model: ov.Model, settings: Engine, samples: Sequence[Sample], precision: str, ready: Mapping[str, ov.CompiledModel]
+) -> dict[str, Any]:
     places = compared(model)
     numbered = [index for index, place in enumerate(places) if place.output is not None]
     outputs = [places[index] for index in numbered]
@@ -120,14 +109,13 @@ def check(
         runs_in = measured.precision
         del seen
     for hint in (hint for hint, count in COMPILATIONS.items() for _ in range(count if outputs else 0)):
-        there = (ready or {}).get(hint) if all(entry.instrumented or entry.hint != hint for entry in compilations) else None
+        there = ready.get(hint) if all(entry.instrumented or entry.hint != hint for entry in compilations) else None
         compiled = there or engine.compile(model, settings, precision, hint=hint)
         runs = zip(engine.infer(compiled, samples, 1), measured.references, strict=True)
         squares = np.sum([differences(_at(outputs, given), reference) for given, reference in runs], axis=0)
         compilations.append(Compilation(hint, False, outputs, ratios_of(squares, measured.explained[numbered])))
     first = _first(model, settings, samples, precision, places, compilations)
-    result = finding(compilations, first, len(samples), runs_in, len(model.outputs) - len(outputs))
-    return result | {"warning": warning(result, settings)}
+    return finding(compilations, first, len(samples), runs_in, len(model.outputs) - len(outputs))
 
 
 def _first(
@@ -202,19 +190,28 @@ def _references(
 ) -> Iterator[tuple[Outputs, Squares]]:
     """By sample: what the written-out model computes at the places, and how large squared differences from it are explained."""
     shift = op.parameter([], np.float32, name="shift")
-    exact = engine.compile(with_outputs(written_out(model, shift), places), settings, "f32", hint="LATENCY")
+    exact = _compiled(with_outputs(written_out(model, shift), places), settings, "f32")
     shifts = [np.array(value, np.float32) for value in (0.0, SHIFT, -SHIFT)]
     # A request each: they may have a state.
     runs = [engine.infer(exact, [Sample({**sample.inputs, "shift": value}) for sample in samples], 1) for value in shifts]
     rough = None
     if precision != "f32":
-        rough = engine.infer(engine.compile(with_outputs(written_out(model), places), settings, precision, hint="LATENCY"), samples, 1)
+        rough = engine.infer(_compiled(with_outputs(written_out(model), places), settings, precision), samples, 1)
     for _ in samples:
         reference, *shifted = (_at(places, next(run)) for run in runs)
         explained = np.max([differences(outputs, reference) for outputs in shifted], axis=0)
         if rough is not None:
             explained = explained + differences(_at(places, next(rough)), reference)
         yield reference, explained + np.array([_smallest(tensor) for tensor in reference])
+
+
+def _compiled(written: ov.Model, settings: Engine, precision: str) -> ov.CompiledModel:
+    """Compile a written-out model."""
+    try:
+        return engine.compile(written, settings, precision, hint="LATENCY")
+    except UserError:
+        # Of a long chain of element-wise operations the CPU makes one kernel, which may need more registers than there are.
+        return engine.compile(written, settings, precision, hint="LATENCY", more={"SNIPPETS_MODE": "DISABLE"})
 
 
 def differences(ours: Outputs, reference: Outputs) -> Squares:
@@ -250,75 +247,6 @@ def _at(places: Sequence[Place], outputs: Outputs) -> Outputs:
     """Of the outputs of a model, with the places as further outputs or without, those at the places."""
     added = iter(outputs[len(outputs) - sum(place.reader is not None for place in places) :])
     return [next(added) if place.output is None else outputs[place.output] for place in places]
-
-
-# ------------------------------------------------------------------------------------------------------------ the places
-
-
-def compared(model: ov.Model) -> list[Place]:
-    """The tensors of a quantized model that can be compared, in the order in which they are computed."""
-    operations = model.get_ordered_ops()
-    position = {node.get_name(): index for index, node in enumerate(operations)}
-    unstable: set[str] = set()
-    found: list[tuple[int, Place]] = []
-
-    def add(source: ov.Output, **where: Any) -> None:
-        node = source.get_node()
-        if source.get_element_type() in (ov.Type.f32, ov.Type.f16, ov.Type.f64) and node.get_name() not in unstable:
-            blamed = _blamed(source)
-            place = Place(node.get_friendly_name(), blamed.get_friendly_name(), blamed.get_type_name(), **where)
-            found.append((position[node.get_name()], place))
-
-    for node in operations:
-        sources = node.input_values()
-        if any(source.get_node().get_name() in unstable for source in sources):
-            unstable.add(node.get_name())
-        elif node.get_type_name() in UNSTABLE:
-            for port, source in enumerate(sources):
-                if source.get_node().get_type_name() not in ("Constant", "Parameter") and not is_activation_quantizer(source.get_node()):
-                    add(source, reader=(node.get_friendly_name(), port))
-            unstable.add(node.get_name())
-        elif is_activation_quantizer(node):
-            add(sources[0], reader=(node.get_friendly_name(), None), step=_step(node))
-    for index, result in enumerate(model.get_results()):
-        add(result.input_value(0), output=index)
-    return [place for _, place in sorted(found, key=lambda entry: entry[0])]
-
-
-def with_outputs(model: ov.Model, places: Sequence[Place]) -> ov.Model:
-    """A copy of a model, written out or not, that has the places as outputs after its own."""
-    clone = model.clone()
-    by_name = {node.get_friendly_name(): node for node in clone.get_ops()}
-    readers = [place.reader for place in places if place.reader is not None]
-    sources = [by_name[name].output(0) if port is None else by_name[name].input_value(port) for name, port in readers]
-    clone.add_results([op.result(source) for source in sources])
-    return clone
-
-
-def ending_at(model: ov.Model, place: Place) -> ov.Model:
-    """A copy of a model that ends at a place, its only output."""
-    clone = with_outputs(model, [place])
-    result = clone.get_results()[place.output if place.output is not None else -1]
-    return ov.Model([result], clone.get_parameters())
-
-
-def _step(quantizer: ov.Node) -> float:
-    """The width of a quantizer's levels (root mean square over channels)."""
-    low, high = (np.asarray(quantizer.input_value(port).get_node().data, np.float64) for port in (3, 4))
-    return float(np.sqrt(np.mean((high - low) ** 2))) / (quantizer.get_attributes()["levels"] - 1)
-
-
-def _blamed(source: ov.Output) -> ov.Node:
-    """The last layer with weights between the quantizers before a tensor and the tensor; else what computes the tensor."""
-    level, seen = [source.get_node()], set()
-    while level:
-        for node in level:
-            if node.get_type_name() in WEIGHTED:
-                return node
-        above = [value.get_node() for node in level if not is_activation_quantizer(node) for value in node.input_values()]
-        level = [node for node in {node.get_name(): node for node in above}.values() if node.get_name() not in seen]
-        seen |= {node.get_name() for node in level}
-    return source.get_node()
 
 
 # ------------------------------------------------------------------------------------------------------------ what is told

@@ -185,6 +185,7 @@ PASSING: dict[str, Step] = {
     "Interpolate linear": _resized("linear_onnx"),
     "Interpolate cubic": _resized("cubic"),
     "MVN": lambda x: named(op.mvn(x, np.array([2, 3]), True, 1e-3, "inside_sqrt"), "mvn"),
+    "MVN large eps": lambda x: named(op.mvn(op.multiply(x, constant(0.1, "tenth")), np.array([2, 3]), True, 0.1, "inside_sqrt"), "mvn"),
     "NormalizeL2": _normalized((1,), 1e-9),
     "NormalizeL2 large eps": _normalized((1,), 0.1),
     "NormalizeL2 max": _normalized((1,), 0.5, "max"),

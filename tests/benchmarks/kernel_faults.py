@@ -138,6 +138,8 @@ def _verdict(model: ov.Model, statistics: Statistics, plan: Plan, samples: list[
         result = fidelity.check(quantized(model, statistics, plan), SETTINGS, [Sample(sample) for sample in samples], "f32")
     except (UserError, RuntimeError) as error:
         return Verdict(np.inf, f"{DOES_NOT_COMPILE}: {engine.last_line(error)[-120:]}")
+    if "skipped" in result:
+        return Verdict(0.0, result["skipped"])
     first = result["first"]
     return Verdict(result["ratio"], "" if first is None else f"{first['type']} {first['layer']}")
 

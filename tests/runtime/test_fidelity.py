@@ -10,11 +10,13 @@ import openvino as ov
 import pytest
 from openvino import opset13 as op
 
+from stages.common.errors import UserError
 from stages.configuration.schema import Engine
 from stages.quantization.build import compress_weights
 from stages.runtime import engine, fidelity
 from stages.runtime.datasets import Sample
-from stages.runtime.fidelity import LIMIT, Place, check, compared, differences, ending_at, parts, ratios_of, with_outputs
+from stages.runtime.fidelity import LIMIT, check, differences, parts, ratios_of
+from stages.runtime.places import Place, compared, ending_at, with_outputs
 from tests.quantization.small import constant, convolution, images, model, named, parameter, random
 from tests.runtime.test_written_out import fake_quantize
 
@@ -89,6 +91,33 @@ def test_no_output_can_be_compared() -> None:
     x = parameter((1, 4))
     result = check(model(named(op.convert(op.relu(x), "i32"), "whole"), x), Engine(), samples(2, (1, 4)), "f32")
     assert result["compilations"] == [] and result["uncompared"] == 1 and not parts(result)
+
+
+def failing(monkeypatch: pytest.MonkeyPatch, refused: Callable[[ov.Model, dict[str, Any]], bool]) -> None:
+    """The device does not compile some models."""
+    original = engine.compile
+
+    def compile(given: ov.Model, *arguments: Any, **others: Any) -> ov.CompiledModel:
+        if refused(given, others):
+            raise UserError("CPU cannot run the model: not enough registers")
+        return original(given, *arguments, **others)
+
+    monkeypatch.setattr(engine, "compile", compile)
+
+
+def test_what_is_written_out_compiles_in_another_way_if_need_be(monkeypatch: pytest.MonkeyPatch) -> None:
+    failing(monkeypatch, lambda given, others: not is_quantized(given) and "more" not in others)
+    assert check(healthy(), Engine(), samples(), "f32")["ratio"] < LIMIT / 2
+
+
+def test_what_cannot_be_compared_is_said_and_a_model_that_does_not_compile_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    failing(monkeypatch, lambda given, _: not is_quantized(given))
+    result = check(healthy(), Engine(), samples(), "f32")
+    assert result["skipped"] == "CPU cannot run the model: not enough registers" and "ratio" not in result
+    assert result["warning"] == f"whether INT8 computes what it says was not checked: {result['skipped']}"
+    failing(monkeypatch, lambda *_: True)
+    with pytest.raises(UserError, match="not enough registers"):
+        check(healthy(), Engine(), samples(), "f32")
 
 
 def test_a_model_with_a_state() -> None:

@@ -268,12 +268,13 @@ FAULTS: tuple[PlacementFault, ...] = (
         reason="symmetric: the CPU pads an asymmetric range with its lowest level instead of zero",
     ),
     PlacementFault(
-        name="NormalizeL2 with an eps that counts",
-        wrong="eps is taken for one of the levels' squares, as if it were next to zero: 0.13 instead of 0.004 with eps 0.5, mode max",
+        name="NormalizeL2 or MVN with an eps that counts",
+        wrong="eps is added to squares of levels, as if it were next to zero: 0.13 instead of 0.004 with NormalizeL2, eps 0.5, mode max;"
+        " 0.19 instead of 0.01 with MVN, eps 0.01, of values around 0.2",
         seen="2026.4 with AVX2",
-        operations=frozenset({"NormalizeL2"}),
+        operations=frozenset({"NormalizeL2", "MVN"}),
         when=_has_large_eps,
-        reason="a NormalizeL2 whose eps counts, which the CPU adds to the squares of levels in INT8",
+        reason="an eps that counts, which the CPU adds to squares of levels in INT8",
     ),
     PlacementFault(
         name="a Pad with another value than zero",

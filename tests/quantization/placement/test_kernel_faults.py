@@ -189,12 +189,16 @@ def test_quantizers_stay_behind_a_pad_of_channels(amounts: tuple[int, ...], is_b
     assert (reasons(plan).get(("pad", None)) == reason) == is_behind
 
 
-@pytest.mark.parametrize(("eps", "is_wrong"), [(0.1, True), (1e-4, True), (1e-6, False), (1e-12, False)])
-def test_a_norm_whose_eps_counts_stays_in_floating_point(eps: float, is_wrong: bool) -> None:
+@pytest.mark.parametrize("kind", ["NormalizeL2", "MVN"])
+@pytest.mark.parametrize(("eps", "is_wrong"), [(0.1, True), (1e-4, True), (1e-5, False), (1e-12, False)])
+def test_a_norm_whose_eps_counts_stays_in_floating_point(kind: str, eps: float, is_wrong: bool) -> None:
     x = parameter(IMAGE)
-    norm = named(op.normalize_l2(x, np.array([1]), eps, "add"), "norm")
+    if kind == "MVN":
+        norm = named(op.mvn(x, np.array([1]), True, eps, "inside_sqrt"), "norm")
+    else:
+        norm = named(op.normalize_l2(x, np.array([1]), eps, "add"), "norm")
     plan = plan_of(model(convolution(norm, random(3, 4, 1, 1)), x))
-    reason = "a NormalizeL2 whose eps counts, which the CPU adds to the squares of levels in INT8"
+    reason = "an eps that counts, which the CPU adds to squares of levels in INT8"
     assert (reasons(plan).get(("norm", None)) == reason) == is_wrong
 
 
