@@ -93,7 +93,7 @@ def main(config: Config) -> dict[str, Any]:
 
 def _watched(config: Config) -> set[Path]:
     """The files and folders of which the configuration has the hash: an edit of them re-runs this stage."""
-    return {Path(name).absolute() for name in [*(name for files in config.files.values() for name in files), *config.user_code]}
+    return {Path(name).absolute() for name in [*config.files.model, *config.files.data, *config.files.metric, *config.user_code]}
 
 
 def _is_watched(path: Path, watched: set[Path]) -> bool:

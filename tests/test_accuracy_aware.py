@@ -127,8 +127,13 @@ def test_the_culprit_returns_to_floating_point_and_what_was_judged_is_what_is_wr
 
 def test_the_chosen_model_is_compared_with_what_it_says(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
     of_int8 = json.loads(Path("build/evaluate/evaluation.json").read_text())["fidelity"]
-    seen = []
-    monkeypatch.setattr(fidelity, "check", lambda model, *rest: seen.append((model, *rest)) or {"ratio": 0.5, "warning": None})
+    seen: list[tuple[Any, ...]] = []
+
+    def check(*arguments: Any) -> dict[str, Any]:
+        seen.append(arguments)
+        return {"ratio": 0.5, "warning": None}
+
+    monkeypatch.setattr(fidelity, "check", check)
     search(config)
     assert read("fidelity.json") == {"ratio": 0.5, "warning": None}
     ((model, engine, samples, precision),) = seen

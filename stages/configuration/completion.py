@@ -5,14 +5,14 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from stages.common import artifacts
 from stages.common.fingerprints import Fingerprints, paths_in
 from stages.common.model_files import files_of
 from stages.configuration import user_classes
-from stages.configuration.schema import Config, RangeEstimator, TargetDevice
+from stages.configuration.schema import Config, Files, RangeEstimator, TargetDevice
 
 # The quantile preset's, and what the search spaces start from: always stored, so that trying them needs no other pass.
 DEFAULT_OUTLIER_PROB = 1e-4
@@ -74,16 +74,19 @@ def _sha256(device: TargetDevice) -> str:
     return hashlib.sha256(json.dumps(dataclasses.asdict(device)).encode()).hexdigest()
 
 
-def _files(config: Config) -> dict[str, dict[str, str]]:
+def _files(config: Config) -> Files:
     """What the user's files and folders hold, by section and name."""
     root = Path.cwd()
     with Fingerprints() as fingerprints:
-        named = {
-            "model": _model_files(config.model.path, fingerprints),
-            "data": sorted({*paths_in([config.data.calibration, config.data.validation], root)}),
-            "metric": sorted({*paths_in(config.metric, root)}),
-        }
-        return {section: {path.as_posix(): fingerprints.of(path) for path in paths} for section, paths in named.items()}
+
+        def hashes(paths: Iterable[Path]) -> dict[str, str]:
+            return {path.as_posix(): fingerprints.of(path) for path in sorted(set(paths))}
+
+        return Files(
+            model=hashes(_model_files(config.model.path, fingerprints)),
+            data=hashes(paths_in([config.data.calibration, config.data.validation], root)),
+            metric=hashes(paths_in(config.metric, root)),
+        )
 
 
 def _model_files(name: str | None, fingerprints: Fingerprints) -> list[Path]:

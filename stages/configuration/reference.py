@@ -25,7 +25,7 @@ END = "<!-- end of the configuration reference -->"
 
 def reference() -> str:
     """A Markdown table with a row per configuration key."""
-    rows = ["| `{}` | {} | {} | {} | {} |".format(*row) for row in _rows(schema.Config, "") if row[0] not in schema.COMPUTED]
+    rows = ["| `{}` | {} | {} | {} | {} |".format(*row) for row in _rows(schema.Config, "") if row[0].split(".")[0] not in schema.COMPUTED]
     return "\n".join(["| key | type | default | allowed | meaning |", "|---|---|---|---|---|", *rows])
 
 

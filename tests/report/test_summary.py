@@ -230,7 +230,10 @@ def test_a_model_that_does_not_compute_what_it_says_is_a_warning(workspace: Path
     assert "WARNING" not in summary(built.config())
     edit(workspace / "build/evaluate/evaluation.json", warnings=["CPU does not compute"])
     assert line(summary(built.config()), "WARNING") == "WARNING: CPU does not compute"
-    {"accuracy_aware": built.write_accuracy_aware, "tune": built.write_tune}[stage](workspace)
+    if stage == "accuracy_aware":
+        built.write_accuracy_aware(workspace)
+    else:
+        built.write_tune(workspace)
     (workspace / f"build/{stage}/fidelity.json").write_text(json.dumps({"ratio": 9.0, "warning": "nor does this one"}))
     assert "  WARNING: nor does this one" in summary(built.config()).splitlines()
 

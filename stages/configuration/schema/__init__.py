@@ -13,7 +13,7 @@ from stages.configuration.schema.accuracy_aware import AccuracyAware, BudgetMetr
 from stages.configuration.schema.bias_correction import BiasCorrection
 from stages.configuration.schema.cluster import Cluster
 from stages.configuration.schema.collect_statistics import CollectStatistics
-from stages.configuration.schema.data import Data
+from stages.configuration.schema.data import Data, Files
 from stages.configuration.schema.engine import Engine
 from stages.configuration.schema.evaluate import Benchmark, Evaluate
 from stages.configuration.schema.fields import MISSING, param
@@ -60,6 +60,7 @@ __all__ = [
     "Engine",
     "Estimator",
     "Evaluate",
+    "Files",
     "Ignored",
     "IgnoredOperation",
     "LayerwiseTuning",
@@ -108,6 +109,4 @@ class Config:
     user_code: dict[str, str] = param(
         dict, "SHA-256 of the project's own Python files that a `_target_` names or that these import; computed, not set"
     )
-    files: dict[str, dict[str, str]] = param(
-        dict, "SHA-256 of every file and folder that `model`, `data` and `metric` name; computed, not set"
-    )
+    files: Files = param(Files, "SHA-256 of every file and folder that `model`, `data` and `metric` name; computed, not set")

@@ -9,6 +9,15 @@ from stages.configuration.schema.fields import MISSING, param
 
 
 @dataclass
+class Files:
+    """SHA-256 of every file and folder that sections of the configuration name, by name; computed, not set."""
+
+    model: dict[str, str] = param(dict, "the model, with weights beside it")
+    data: dict[str, str] = param(dict, "arguments of data sets that are files or folders")
+    metric: dict[str, str] = param(dict, "the same of metrics")
+
+
+@dataclass
 class Data:
     """The samples. Each set is a class named by `_target_` with its arguments."""
 
