@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from dvc.config import Config
 
 from stages import promote, translate_pot
 from stages.common import artifacts
@@ -296,3 +297,16 @@ def test_a_job_that_was_killed_says_so(tmp_path: Path) -> None:
     assert job.result_of(tmp_path, 0).error == "did not start"
     job.log_of(tmp_path, 0).write_text("Running stage 'prepare':\n")
     assert job.result_of(tmp_path, 0).error == "was killed, or found the disk full"
+
+
+def test_a_copy_is_made_in_a_folder_with_any_letters(tmp_path: Path) -> None:
+    project = Project(tmp_path / "Prüfung 模型")
+    project.write(".dvc/config.local", "[core]\n    no_scm = true\n['remote \"größe\"']\n    url = /mnt/größe\n")
+    project.write("a.py", "")
+    copies.copy_project(project.root, tmp_path / "Kopie ü", "seed: 1\n", project.root / ".dvc/cache")
+    read = Config(str(tmp_path / "Kopie ü" / ".dvc"))  # as DVC reads it
+    assert read["cache"]["dir"] == str(project.root / ".dvc/cache")
+    assert read["remote"]["größe"]["url"] == "/mnt/größe"
+    # Why it is not written with DVC's own means: where they learn more letters than ASCII, they can be used.
+    with pytest.raises(UnicodeEncodeError), Config(str(project.root / ".dvc")).edit("local") as own:
+        own["cache"]["dir"] = str(project.root / ".dvc/cache")

@@ -74,13 +74,14 @@ def _is_code(folder: Path) -> bool:
 
 def _configure_dvc(source: Path, target: Path, cache: Path) -> None:
     """DVC's configuration of the copy: the project's own, but for the shared cache and no git around it."""
-    from configobj import ConfigObj  # DVC's own format
+    # DVC's own format, and not DVC's own way to write it: `dvc.config.Config.edit` stops at the first letter that is not ASCII.
+    from configobj import ConfigObj
 
     target.mkdir()
     for name in ("config", "config.local"):
         if (source / name).exists():
             shutil.copy2(source / name, target / name)
-    local = ConfigObj(str(target / "config.local"), write_empty_values=True)
+    local = ConfigObj(str(target / "config.local"), write_empty_values=True, encoding="utf-8")
     local.setdefault("core", {})["no_scm"] = True
     # Hard links: a job's results cost no second copy of what is in the cache. Stages replace files and never write into them.
     local.setdefault("cache", {}).update({"dir": str(cache), "type": "reflink,hardlink,copy"})
