@@ -18,7 +18,7 @@ from stages.common import artifacts
 from stages.configuration.schema import Config
 from stages.report import accuracy_aware, page, tune
 from stages.report.summary import summary
-from stages.tracking.store import KEY_TAG, Run, experiment_id_of, find_in_sqlite, mlflow_client
+from stages.tracking.store import KEY_TAG, Run, experiment_id_of, find_in_sqlite, follow_the_project, mlflow_client
 
 if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient
@@ -41,6 +41,7 @@ def log(config: Config, uri: str, label: str = "") -> tuple[Run, bool]:
     Raises:
         UserError: MLflow refuses or cannot be reached.
     """
+    follow_the_project(uri)
     key = content_key(config)
     logged = find_in_sqlite(uri, config.tracking.experiment, key)
     if logged is not None:

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
+from urllib.parse import unquote, urlsplit
 
 from stages.common.errors import UserError
 from stages.common.passwords import is_escaped, without_passwords
@@ -20,6 +21,9 @@ if TYPE_CHECKING:
 
 KEY_TAG = "content_key"
 SQLITE = "sqlite:///"
+ARTIFACTS = "mlartifacts"
+# Where MLflow 3 writes down, in full, the places of files.
+_PLACES = (("experiments", "artifact_location"), ("runs", "artifact_uri"), ("logged_models", "artifact_location"))
 
 
 class Run(NamedTuple):
@@ -81,6 +85,34 @@ def find_in_sqlite(uri: str, experiment: str, key: str) -> Run | None:
     return None
 
 
+def follow_the_project(uri: str) -> None:
+    """Where an SQLite store and the artifacts beside it have been moved or copied, let the store say where they are now.
+
+    MLflow writes their places down in full: it would go on writing to the old one, and has no command for this.
+    """
+    path, home = Path(uri.removeprefix(SQLITE)), (_home(uri) / ARTIFACTS).as_uri()
+    if not uri.startswith(SQLITE) or not path.exists():
+        return
+    with suppress(sqlite3.Error), closing(sqlite3.connect(path, timeout=5)) as database:
+        locations = [location for (location,) in database.execute("SELECT DISTINCT artifact_location FROM experiments")]
+        for old in locations:
+            if old != home and str(old).startswith("file:") and str(old).endswith(f"/{ARTIFACTS}") and _is_left(old, path.name):
+                with database:
+                    for table, column in _PLACES:
+                        known = database.execute("SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = ?", (table,)).fetchone()
+                        if known is not None:
+                            begins = f"{column} = ? OR substr({column}, 1, ?) = ?"
+                            renamed = f"UPDATE {table} SET {column} = ? || substr({column}, ?) WHERE {begins}"
+                            database.execute(renamed, (home, len(old) + 1, old, len(old) + 1, f"{old}/"))
+                print(f"MLflow: the project was in {Path(unquote(urlsplit(old).path)).parent}; artifacts are now looked for in {_home(uri)}")
+
+
+def _is_left(location: str, store: str) -> bool:
+    """Whether the project has been moved away from this place of artifacts, or is a copy of the one there."""
+    folder = Path(unquote(urlsplit(location).path))
+    return not folder.exists() or (folder.parent / store).is_file()
+
+
 @contextmanager
 def mlflow_client(uri: str) -> Iterator[MlflowClient]:
     """MLflow's client; one process at a time has it where the store is an SQLite file, which several could not create at once.
@@ -88,6 +120,7 @@ def mlflow_client(uri: str) -> Iterator[MlflowClient]:
     Raises:
         UserError: MLflow refuses or cannot be reached.
     """
+    _check_writable(uri)
     # A server that does not answer is reported in seconds; MLflow's own defaults retry for minutes.
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
@@ -106,6 +139,17 @@ def mlflow_client(uri: str) -> Iterator[MlflowClient]:
             yield MlflowClient(uri)
     except (MlflowException, SQLAlchemyError, ImportError, PermissionError) as error:  # ImportError: a driver is missing
         raise UserError(f"MLflow at {without_passwords(uri)}: {without_passwords(_why(error))}") from error
+
+
+def _check_writable(uri: str) -> None:
+    """Refuse an SQLite store that cannot be written; MLflow would say so in a traceback of SQLAlchemy's."""
+    path = Path(uri.removeprefix(SQLITE))
+    if not uri.startswith(SQLITE) or not path.is_file():
+        return
+    effective = os.access in os.supports_effective_ids
+    for place in (path, path.parent):  # SQLite makes a journal beside it
+        if not os.access(place, os.W_OK, effective_ids=effective):
+            raise UserError(f"MLflow at {uri}: {place.name} is read-only; expected a file and a folder that can be written")
 
 
 def _why(error: Exception) -> str:
@@ -141,5 +185,5 @@ def experiment_id_of(client: MlflowClient, uri: str, name: str) -> str:
         if found.lifecycle_stage == "deleted":
             raise UserError(f"MLflow's experiment {name!r} is deleted: `mlflow experiments restore -x {found.experiment_id}`, or rename it")
         return str(found.experiment_id)
-    location = None if uri.startswith(("http", "databricks")) else (_home(uri) / "mlartifacts").as_uri()
+    location = None if uri.startswith(("http", "databricks")) else (_home(uri) / ARTIFACTS).as_uri()
     return client.create_experiment(name, artifact_location=location, tags={"mlflow.experimentKind": "custom_model_development"})

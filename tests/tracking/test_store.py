@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import sqlite3
 import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -55,3 +61,61 @@ def test_how_to_open_the_comparison(workspace: Path) -> None:
     local = links.comparison(f"sqlite:///{workspace}/mlflow.db", "7")
     assert local.split() == ["mlflow", "ui", "--backend-store-uri", "sqlite:///mlflow.db", f"http://127.0.0.1:5000/{page}"]
     assert links.comparison("http://tracking:5000/", "7") == f"http://tracking:5000/{page}"
+
+
+@pytest.fixture
+def anybody() -> Iterator[Path]:
+    """A folder of a user for whom permissions count: not of root, as whom containers run tests."""
+    own = os.geteuid()
+    with tempfile.TemporaryDirectory() as folder:
+        os.chmod(folder, 0o777)
+        if own == 0:
+            os.seteuid(65534)
+        try:
+            yield Path(folder)
+        finally:
+            os.seteuid(own)
+
+
+@pytest.mark.parametrize("read_only", ["file", "folder"])
+def test_a_read_only_store_is_one_line(anybody: Path, read_only: str) -> None:
+    path = anybody / "own" / "mlflow.db"
+    path.parent.mkdir()
+    with closing(sqlite3.connect(path)) as database:
+        database.execute("CREATE TABLE runs (name)")
+    with store._only_writer(f"sqlite:///{path}"):
+        pass
+    (path if read_only == "file" else path.parent).chmod(0o555)
+    with pytest.raises(UserError, match=rf"mlflow\.db: {'mlflow.db' if read_only == 'file' else 'own'} is read-only") as error:
+        with store.mlflow_client(f"sqlite:///{path}"):
+            pass
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("how", ["moved", "copied", "elsewhere"])
+def test_artifacts_follow_a_project_that_moves(tmp_path: Path, how: str) -> None:
+    from mlflow.tracking import MlflowClient
+
+    before, after = tmp_path / "before ü", tmp_path / "after"
+    before.mkdir()
+    location = (tmp_path / "shared" / store.ARTIFACTS).as_uri() if how == "elsewhere" else None
+    uri = f"sqlite:///{before / 'mlflow.db'}"
+    if location:
+        (tmp_path / "shared" / store.ARTIFACTS).mkdir(parents=True)
+        MlflowClient(uri).create_experiment("mine", artifact_location=location)
+    with store.mlflow_client(uri) as client:
+        experiment = store.experiment_id_of(client, uri, "mine")
+        first = client.create_run(experiment).info
+        client.log_text(first.run_id, "one", "a.txt")
+    (shutil.copytree if how == "copied" else shutil.move)(before, after)
+    uri = f"sqlite:///{after / 'mlflow.db'}"
+    store.follow_the_project(uri)
+    with store.mlflow_client(uri) as client:
+        second = client.create_run(store.experiment_id_of(client, uri, "mine")).info
+        client.log_text(second.run_id, "two", "a.txt")
+        place = tmp_path / "shared" if how == "elsewhere" else after
+        assert (place / store.ARTIFACTS / second.run_id / "artifacts" / "a.txt").read_text() == "two"
+        # What was logged before is found where it is now.
+        assert Path(client.download_artifacts(first.run_id, "a.txt")).read_text() == "one"
+        assert client.get_run(first.run_id).info.artifact_uri == (place / store.ARTIFACTS / first.run_id / "artifacts").as_uri()
+    assert before.exists() == (how == "copied")
