@@ -28,6 +28,7 @@ from pathlib import Path
 from stages.common import artifacts
 from stages.common.errors import UserError
 from stages.common.units import plural
+from stages.configuration.composition import additions
 from stages.configuration.loading import load_config
 from stages.configuration.overrides import combinations
 from stages.stage import fail, quiet_libraries
@@ -69,7 +70,7 @@ def sweep(overrides: Sequence[str]) -> int:
     place = _new_folder()
     print(f"sweep: {plural(len(wanted), 'job')} in {place}/, and what they say in {place}/*.log", flush=True)
     jobs = prepare(place, wanted, parallel=parallel)
-    interrupted = launch(place, own, hydra)
+    interrupted = launch(place, additions(own), hydra)
 
     models = [model for entry in jobs for model in variants(place, entry)]
     text = table(models, place, parallel=parallel)

@@ -100,6 +100,8 @@ def _converted(annotation: Any, value: object, key: str, field: dataclasses.Fiel
         value = float(typing.cast(float, value))
     if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
         raise refusal
+    if isinstance(value, str) and "\0" in value:
+        raise refused(key, value, "text without the character NUL")
     if number and not _within(typing.cast(float, value), field.metadata if field else {}):
         raise refusal
     return value
@@ -128,9 +130,11 @@ def _within(value: float, limits: Mapping[str, Any]) -> bool:
 
 
 def _refuse_missing(value: object, key: str) -> None:
-    """Raise for a `???` anywhere inside a free-form value."""
+    """Raise for a `???`, or a text that can be no name or path, anywhere inside a free-form value."""
     if isinstance(value, str) and value == MISSING:
         raise ConfigError(_missing(key))
+    if isinstance(value, str) and "\0" in value:
+        raise refused(key, value, "text without the character NUL")
     items: Iterable[tuple[Any, Any]] = ()
     if isinstance(value, Mapping):
         items = value.items()

@@ -19,6 +19,7 @@ from typing import Any
 
 from stages.common.errors import ConfigError
 from stages.common.messages import listed, nearest, show, unknown
+from stages.common.paths import is_there, of_a_copy
 
 MOST_IMPORTS = 5  # from one module to the next, until the name of a type is not followed further
 HYDRA_KEYS = ("_target_", "_args_", "_partial_", "_recursive_", "_convert_")
@@ -339,8 +340,8 @@ def _check_value(argument: Argument, value: object, key: str) -> None:
     if kinds is not None and type(value) not in kinds and value not in choices:
         close = nearest(value, choices)
         raise ConfigError(f"{key}: {show(value)} is not allowed; expected {_expected(argument)}; {close}".rstrip("; "))
-    if isinstance(value, str) and (argument.name == "path" or "Path" in names) and not Path(value).exists():
-        raise ConfigError(f"{key}: {show(value)} is not allowed; expected an existing file or folder; paths start at the project's folder")
+    if isinstance(value, str) and (argument.name == "path" or "Path" in names) and not is_there(value):
+        raise ConfigError(f"{key}: {show(value)} is not allowed; expected an existing file or folder{of_a_copy(value)}")
 
 
 def _expected(argument: Argument) -> str:

@@ -8,18 +8,20 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from operator import attrgetter
 from pathlib import Path
 
 from stages.common.errors import ConfigError
 from stages.common.messages import nearest, show
 from stages.common.passwords import has_password
+from stages.common.paths import is_there, of_a_copy
 from stages.configuration import user_classes
 from stages.configuration.conversion import refused, typed
 from stages.configuration.schema import (
     COMPUTED,
     ESTIMATOR_TUNING_SCOPE,
+    MISSING,
     TUNING_SCOPE,
     Cluster,
     Config,
@@ -44,7 +46,7 @@ def checked(values: object) -> Config:
     Raises:
         ConfigError: one line with the key, its value and what is allowed.
     """
-    config = typed(Config, values)
+    config = typed(Config, _with_package(values))
     config = dataclasses.replace(config, data=with_inherited(config.data))
     for key in (*COMPUTED, "accuracy_aware.quantizers_sha256"):
         value, default = map(attrgetter(key), (config, Config()))
@@ -72,6 +74,15 @@ def with_inherited(data: Data) -> Data:
     return dataclasses.replace(data, validation=data.calibration | data.validation)
 
 
+def _with_package(values: object) -> object:
+    """`values` without the demand for a path of `model: local` where a package is named instead."""
+    model = values.get("model") if isinstance(values, Mapping) else None
+    package = model.get("package") if isinstance(model, Mapping) else None
+    if isinstance(values, Mapping) and isinstance(package, Mapping) and any(package.values()) and model.get("path") == MISSING:
+        return {**values, "model": {**model, "path": None}}
+    return values
+
+
 # ------------------------------------------------------------------------------------------------ model, data, metric
 
 
@@ -81,8 +92,8 @@ def _check_model(model: Model) -> None:
     if model.path is not None:
         for key, value in given.items():
             raise ConfigError(f"model.path: {show(model.path)} and {key}: {show(value)} contradict each other; give only one of the two")
-        if not Path(model.path).exists():
-            raise refused("model.path", model.path, "an existing file; paths start at the project's folder")
+        if not is_there(model.path):
+            raise refused("model.path", model.path, f"an existing file{of_a_copy(model.path)}")
     elif not given:
         raise ConfigError("model.path: null is not allowed together with model.package.requirement: null; give one of the two")
     else:

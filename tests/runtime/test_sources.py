@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import shutil
 import subprocess
 import sys
+import threading
 import zipfile
 from collections.abc import Callable
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import numpy as np
@@ -112,6 +115,7 @@ def test_identity_covers_all_files(name: str, files: list[str], tmp_path: Path) 
 
 SAVE = """
 import sys
+import threading
 import openvino as ov
 from openvino import opset13 as operations
 from stages.runtime import sources
@@ -317,6 +321,33 @@ def test_an_index_that_cannot_be_reached(index: Path, fetch: Locate, monkeypatch
     monkeypatch.setenv("PIP_RETRIES", "1")
     with pytest.raises(UserError, match=r"cannot fetch elsewhere==1\.0: the package index cannot be reached"):
         fetch(requirement="elsewhere==1.0")
+
+
+@pytest.mark.parametrize("status", [403, 503, 404])
+def test_an_index_that_refuses_is_not_one_without_the_package(
+    index: Path, fetch: Locate, monkeypatch: pytest.MonkeyPatch, status: int
+) -> None:
+    class Refusing(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_error(status)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    server = HTTPServer(("127.0.0.1", 0), Refusing)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    monkeypatch.delenv("PIP_NO_INDEX")
+    monkeypatch.setenv("PIP_INDEX_URL", f"http://127.0.0.1:{server.server_port}/simple")
+    monkeypatch.setenv("PIP_RETRIES", "0")
+    reasons = {
+        403: "the package index cannot be reached: 403 Client Error",
+        503: "the package index cannot be reached: too many 503 error responses",
+        404: "No matching distribution found for elsewhere==1.0",
+    }
+    with pytest.raises(UserError, match=re.escape(f"cannot fetch elsewhere==1.0: {reasons[status]}")) as error:
+        fetch(requirement="elsewhere==1.0")
+    server.shutdown()
+    assert "\n" not in str(error.value)
 
 
 def test_a_broken_wheel(index: Path, fetch: Locate) -> None:

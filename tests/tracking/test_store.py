@@ -68,7 +68,7 @@ def anybody() -> Iterator[Path]:
     """A folder of a user for whom permissions count: not of root, as whom containers run tests."""
     own = os.geteuid()
     with tempfile.TemporaryDirectory() as folder:
-        os.chmod(folder, 0o777)
+        Path(folder).chmod(0o777)
         if own == 0:
             os.seteuid(65534)
         try:
@@ -86,9 +86,9 @@ def test_a_read_only_store_is_one_line(anybody: Path, read_only: str) -> None:
     with store._only_writer(f"sqlite:///{path}"):
         pass
     (path if read_only == "file" else path.parent).chmod(0o555)
-    with pytest.raises(UserError, match=rf"mlflow\.db: {'mlflow.db' if read_only == 'file' else 'own'} is read-only") as error:
-        with store.mlflow_client(f"sqlite:///{path}"):
-            pass
+    place = "mlflow.db" if read_only == "file" else "own"
+    with pytest.raises(UserError, match=rf"mlflow\.db: {place} is read-only") as error, store.mlflow_client(f"sqlite:///{path}"):
+        pass
     assert "\n" not in str(error.value)
 
 

@@ -89,7 +89,9 @@ def checked(item: Any, inputs: Sequence[ModelInput], label: str) -> Sample:
         UserError: names `label` and the input: what is wrong with it and what the model expects.
     """
     given, target = _split(item, inputs, label)
-    by_name = _by_name(given, inputs, label)
+    # Of the data sets here only arrays have names of their own.
+    hint = f"; `inputs` beside `path` maps them, e.g. inputs: {{{inputs[0].name}: {next(iter(given))}}}" if isinstance(item, Sample) else ""
+    by_name = _by_name(given, inputs, label, hint)
     arrays = {entry.name: _checked_array(by_name[entry.name], entry, label) for entry in inputs}
     return Sample(arrays, _plain(target), label)
 
@@ -126,7 +128,7 @@ def _plain(target: Any) -> Any:
     return np.asarray(target) if hasattr(target, "__array__") and not isinstance(target, (np.ndarray, np.generic)) else target
 
 
-def _by_name(given: Mapping[str, Any], inputs: Sequence[ModelInput], label: str) -> dict[str, Any]:
+def _by_name(given: Mapping[str, Any], inputs: Sequence[ModelInput], label: str, hint: str) -> dict[str, Any]:
     if len(inputs) == 1 and set(given) == {""}:
         return {inputs[0].name: given[""]}
     expected = ", ".join(entry.name for entry in inputs)
@@ -136,10 +138,10 @@ def _by_name(given: Mapping[str, Any], inputs: Sequence[ModelInput], label: str)
     known = {name for names in found.values() for name in names}
     if set(given) - known:
         unknown = ", ".join(repr(name) for name in given if name not in known)
-        raise UserError(f"{label} has an input {unknown}, but the model's inputs are: {expected}")
+        raise UserError(f"{label} has an input {unknown}, but the model's inputs are: {expected}{hint}")
     wrong = [name for name, names in found.items() if len(names) != 1]
     if wrong:
-        raise UserError(f"{label} has no array (or two) for input {', '.join(wrong)}; the model's inputs are: {expected}")
+        raise UserError(f"{label} has no array (or two) for input {', '.join(wrong)}; the model's inputs are: {expected}{hint}")
     return {name: given[names[0]] for name, names in found.items()}
 
 
