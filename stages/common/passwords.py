@@ -1,4 +1,4 @@
-"""Passwords in addresses: found where they must not be given, and hidden in everything that is shown."""
+"""Passwords, tokens and keys: found where they must not be given, and hidden in everything that is shown."""
 
 from __future__ import annotations
 
@@ -9,6 +9,30 @@ _SECRET_NAMES = r"(?:password|passwd|passphrase|pwd|secret|token|odbc_connect)"
 _IN_QUERY = re.compile(rf"([\w-]*{_SECRET_NAMES}[\w-]*=)[^&\s]+?(?=:?(?:[&\s]|$))", re.IGNORECASE)
 # As far as the last @ of a word: a password that is not escaped may itself hold @ and /. After :/// there is a path, and no user.
 _BEFORE_HOST = re.compile(r"(://)(?!/)\S*@")
+
+
+# Names of arguments; not every token is a secret: pad_token and max_tokens are none.
+_ARGUMENT = re.compile(
+    r"(?:^|_)(?:password|passwd|passphrase|pwd|secrets?|credentials?|(?:api|access|secret|private|account|auth)_?key"
+    r"|(?:auth|access|api|bearer|hf|hub|github|gitlab|session|refresh|security|sas)_?token)$|^(?:token|auth|authorization)$"
+)
+# What well-known services give out.
+_VALUE = re.compile(
+    r"hf_\w{20,}|sk-[\w-]{20,}|gh[pousr]_\w{30,}|glpat-[\w-]{20,}|AKIA[0-9A-Z]{16}|xox[abp]-[\w-]{10,}"
+    r"|eyJ[\w-]{10,}\.[\w-]+\.[\w-]+|-----BEGIN [A-Z ]*PRIVATE KEY"
+)
+
+
+def is_secret_name(name: str) -> bool:
+    """Whether an argument or environment variable of this name holds a secret: `api_key`, `HF_TOKEN`, `dbPassword`."""
+    return bool(_ARGUMENT.search(re.sub(r"(?<=[a-z0-9])(?=[A-Z])|-", "_", name).lower()))
+
+
+def is_secret(name: str, value: object) -> bool:
+    """Whether the value of an argument is a secret, by either's looks; none is what names the environment's: `${oc.env:API_KEY}`."""
+    if not isinstance(value, str) or not value or "${oc.env:" in value:
+        return False
+    return is_secret_name(name) or bool(_VALUE.match(value)) or any(has_password(address) for address in addresses(value))
 
 
 def has_password(address: str) -> bool:

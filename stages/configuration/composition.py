@@ -15,6 +15,7 @@ import yaml
 from stages.common.errors import ConfigError
 from stages.common.messages import nearest, show, unknown
 from stages.configuration.schema import Config
+from stages.configuration.secrets import without_secrets
 
 CONF = Path("conf")
 PARAMS = Path("params.yaml")
@@ -37,14 +38,17 @@ def compose(overrides: Sequence[str] = (), params: Path = PARAMS) -> dict[str, A
 
 
 def merge(overrides: Sequence[str] = (), params: Path = PARAMS, *, resolve: bool = True) -> dict[str, Any]:
-    """What `compose` checks; interpolations stay as they are unless they are to be resolved."""
+    """What `compose` checks; interpolations stay as they are unless they are to be resolved, and those of secrets always."""
     import hydra
     from omegaconf import OmegaConf
 
     place = [f"hydra.searchpath=['file://{params.parent.resolve()}']"] if params != PARAMS else []
     _check_file(params)
     with composing():
-        values = OmegaConf.to_container(hydra.compose("config", overrides=[*place, *additions(overrides)]), resolve=resolve)
+        composed = hydra.compose("config", overrides=[*place, *additions(overrides)])
+        values = OmegaConf.to_container(composed, resolve=False)
+        if resolve:
+            values = without_secrets(OmegaConf.to_container(composed, resolve=True), values)
     assert isinstance(values, dict)
     return {str(key): value for key, value in values.items()}
 

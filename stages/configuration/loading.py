@@ -26,7 +26,7 @@ def create(section: Mapping[str, Any], key: str) -> Any:
     """An instance of the class that `section` names by `_target_`.
 
     Args:
-        section: `_target_` and the class's arguments.
+        section: `_target_` and the class's arguments; `${oc.env:NAME}` in one becomes what the environment has.
         key: where the section stands in the configuration, for messages.
 
     Raises:
@@ -34,6 +34,7 @@ def create(section: Mapping[str, Any], key: str) -> Any:
     """
     from hydra.errors import InstantiationException
     from hydra.utils import instantiate
+    from omegaconf.errors import OmegaConfBaseException
 
     with user_code(f"{key}: {section.get('_target_')}"):
         try:
@@ -47,3 +48,5 @@ def create(section: Mapping[str, Any], key: str) -> Any:
             if cause is not None:
                 raise cause from None
             raise ConfigError(f"{key}: {error}") from error
+        except OmegaConfBaseException as error:  # a variable that the environment no longer has
+            raise ConfigError(f"{key}: {str(error).splitlines()[0]}") from None

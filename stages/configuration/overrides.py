@@ -18,7 +18,7 @@ import yaml
 
 from stages.common.errors import ConfigError
 from stages.common.messages import show
-from stages.common.passwords import addresses, has_password, without_passwords
+from stages.common.passwords import addresses, has_password, is_secret_name, without_passwords
 from stages.configuration.composition import CONF, PARAMS, choices, composing, merge
 from stages.configuration.schema import MISSING
 
@@ -71,6 +71,11 @@ def combinations(overrides: Sequence[str]) -> list[Combination]:
 def _refuse_passwords(overrides: Sequence[str]) -> None:
     """What sets jobs apart names them: in tables, files, logs and MLflow."""
     for override in overrides:
+        if (name := _written_secret(override)) is not None:
+            raise ConfigError(
+                f"{name}: a secret is not allowed, as jobs are named by their values, and these are stored; expected it in the environment,"
+                " and ${oc.env:NAME} in params.yaml"
+            )
         key, _, value = override.partition("=")
         # Of where results are tracked, an address may lack its scheme.
         if any(has_password(address) for address in addresses(value)) or (key.lstrip("+").startswith("tracking") and has_password(value)):
@@ -78,6 +83,12 @@ def _refuse_passwords(overrides: Sequence[str]) -> None:
                 f"{without_passwords(key)}: a password or token is not allowed, as jobs are named by their values, and these are stored; "
                 "expected an address without it: one with a password goes into the environment, as MLFLOW_TRACKING_URI"
             )
+
+
+def _written_secret(override: str) -> str | None:
+    """The argument whose secret an override writes down: `data.calibration.api_key=...`, or in a section."""
+    pairs = re.finditer(r"([\w.-]+)\s*[:=]\s*([^\s,{}\[\]]+)", override.lstrip("+"))
+    return next((match[1] for match in pairs if is_secret_name(match[1].rpartition(".")[2]) and not match[2].startswith("$")), None)
 
 
 def _as_yaml(value: str) -> str:

@@ -34,6 +34,7 @@ from stages.configuration.schema import (
     Scheme,
     Tracking,
 )
+from stages.configuration.secrets import refuse_secrets
 
 QUANTILE_TYPES = ("quantile", "abs_quantile")
 LOWER_TYPES = ("min", "quantile")
@@ -46,6 +47,8 @@ def checked(values: object) -> Config:
     Raises:
         ConfigError: one line with the key, its value and what is allowed.
     """
+    if isinstance(values, Mapping):
+        refuse_secrets(values)
     config = typed(Config, _with_package(values))
     config = dataclasses.replace(config, data=with_inherited(config.data))
     for key in (*COMPUTED, "accuracy_aware.quantizers_sha256"):
