@@ -139,6 +139,8 @@ def make_budget(metrics: Mapping[str, Metric], fp32: Mapping[str, NDArray[np.flo
     baseline: dict[str, float] = {}
     for name, value in given.items():
         baseline[name] = metrics[name].value(fp32[name]) if value is None else value
+        if value == 0:
+            raise UserError(f"tune.metrics: baseline_value of {name}: 0 is not allowed; expected a number of which a loss can be a share")
         if not baseline[name]:
             raise UserError(
                 f"metric {name} is 0 for the FP32 model, and there is no relative loss of that:"

@@ -86,3 +86,5 @@ def test_lower_is_better_and_rows_that_are_no_mean() -> None:
 def test_no_share_of_nothing() -> None:
     with pytest.raises(UserError, match=r"^metric e is 0 for the FP32 model.*baseline_value"):
         make_budget({"e": ReferenceError()}, {"e": np.zeros((3, 1))}, {"e": None})
+    with pytest.raises(UserError, match=r"^tune\.metrics: baseline_value of e: 0 is not allowed; expected a number"):
+        make_budget({"e": ReferenceError()}, {"e": np.ones((3, 1))}, {"e": 0.0})
