@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from stages.common import artifacts
-from stages.configuration.schema import Config
+from stages.configuration.schema import Config, Engine
 from stages.stage import run
 
 NAME = "collect_statistics"
@@ -38,6 +38,8 @@ def main(config: Config) -> dict[str, Any]:
     model = engine.read_artifact(artifacts.folder("prepare"))
     samples = calibration_samples(config)
     asked = config.collect_statistics
+    # Always in f32: the other keys of `engine` change nothing here, and re-run nothing.
+    settings = Engine(device=config.engine.device, requests=config.engine.requests, threads=config.engine.threads)
     points = statistics_points(read_graph(model), read_target(config.target_device), asked.perchannel, asked.pot_compatible)
 
     passes = 0
@@ -47,7 +49,7 @@ def main(config: Config) -> dict[str, Any]:
     def infer(instrumented: ov.Model) -> Iterator[list[np.ndarray]]:
         nonlocal passes
         passes += 1
-        compiled = engine.compile(instrumented, config.engine, "f32", hint=hint)
+        compiled = engine.compile(instrumented, settings, "f32", hint=hint)
         return engine.infer(compiled, progress(samples, NAME, total=len(samples)), requests)
 
     statistics = collect(model, points, asked.outlier_probs, asked.channel_outlier_probs, infer, len(samples), budget)

@@ -12,7 +12,7 @@ from stages.common import artifacts
 from stages.common.fingerprints import Fingerprints, paths_in
 from stages.common.model_files import files_of
 from stages.configuration import user_classes
-from stages.configuration.schema import Config, Files, RangeEstimator, TargetDevice
+from stages.configuration.schema import Config, Engine, Files, RangeEstimator, TargetDevice
 
 # The quantile preset's, and what the search spaces start from: always stored, so that trying them needs no other pass.
 DEFAULT_OUTLIER_PROB = 1e-4
@@ -40,7 +40,8 @@ def completed(config: Config) -> Config:
     if any(estimator.preset == "quantile" for estimator in estimators):
         wanted.add(DEFAULT_OUTLIER_PROB)
     space = config.tune.space
-    if config.tune.enabled and "range_estimator" in space.tuning_scope:
+    quantiles = {"preset", "type", "outlier_prob"} & {*space.estimator_tuning_scope}
+    if config.tune.enabled and "range_estimator" in space.tuning_scope and quantiles:
         wanted |= {DEFAULT_OUTLIER_PROB, *(space.outlier_prob_choices if "outlier_prob" in space.estimator_tuning_scope else ())}
     given = config.collect_statistics
     statistics = dataclasses.replace(
@@ -58,7 +59,12 @@ def completed(config: Config) -> Config:
         config,
         collect_statistics=statistics,
         layerwise_tuning=tuning,
-        correction_engine=config.engine if accurate or tuning.use_layerwise_tuning else None,
+        # Always in f32, whatever models are evaluated in.
+        correction_engine=(
+            dataclasses.replace(config.engine, inference_precision=Engine().inference_precision)
+            if accurate or tuning.use_layerwise_tuning
+            else None
+        ),
         accuracy_aware=dataclasses.replace(
             aware, quantizers_sha256=artifacts.file_sha256(Path(aware.quantizers)) if aware.quantizers else None
         ),

@@ -46,6 +46,8 @@ RERUNS: dict[str, set[str]] = {
     "bias_correction: {use_fast_bias: false}": {"correct_bias"},
     # Only the accurate correction runs models (test_the_engine_concerns_the_accurate_bias_correction).
     "engine: {threads: 1}": {"collect_statistics", "evaluate"},
+    # Statistics and corrections are computed in f32, whatever models are evaluated in.
+    "engine: {inference_precision: f32}": {"evaluate"},
     "data: {calibration: {count: 30}}": {"prepare", "evaluate"},
     "target_device: {pass_through: []}": {"collect_statistics", "quantize"},
     "model: {input_shape: {x: [1, 3, 48, 640]}}": {"prepare"},
@@ -63,6 +65,7 @@ RERUNS |= {
     "tune: {enabled: true, space: {tuning_scope: [layer]}}": set(),
     # Quantiles that trials may ask for are stored beforehand.
     "tune: {enabled: true}": {"collect_statistics"},
+    "tune: {enabled: true, space: {estimator_tuning_scope: [aggregator]}}": set(),
     "cluster: {workers: 2}": set(),
 }
 
@@ -80,6 +83,8 @@ def test_a_change_reruns_only_what_it_concerns(resolve: Resolve, keys: str) -> N
 def test_the_engine_concerns_the_accurate_bias_correction(resolve: Resolve) -> None:
     stage = yaml.safe_load(Path("dvc.yaml").read_text())["stages"]["correct_bias"]
     accurate = "use_fast_bias: false"
+    before, after = (resolve(f"bias_correction: {{{accurate}}}\nengine: {{inference_precision: {name}}}") for name in ("f32", "default"))
+    assert tracked(stage, before) == tracked(stage, after)
     for keys, concerned in ((accurate, True), ("use_fast_bias: true", False), (f"{accurate}, enabled: false", False)):
         before, after = (resolve(f"bias_correction: {{{keys}}}\nengine: {{threads: {threads}}}") for threads in (1, 2))
         assert (tracked(stage, before) != tracked(stage, after)) == concerned, keys
