@@ -14,10 +14,11 @@ from dvc.config import Config
 
 from stages import promote, translate_pot
 from stages.common import artifacts
+from stages.common.errors import UserError
 from stages.configuration.overrides import Combination, combinations
 from stages.sweeps import copies, job
 from stages.sweeps.preparation import meetings
-from tests.project import Outcome, Project
+from tests.project import Outcome, Project, copy_project
 from tests.sweeping import PARAMS, WORK, latest, stages_run, sweep, sweep_project
 
 
@@ -297,6 +298,18 @@ def test_a_job_that_was_killed_says_so(tmp_path: Path) -> None:
     assert job.result_of(tmp_path, 0).error == "did not start"
     job.log_of(tmp_path, 0).write_text("Running stage 'prepare':\n")
     assert job.result_of(tmp_path, 0).error == "was killed, or found the disk full"
+
+
+def test_a_project_without_git(tmp_path: Path) -> None:
+    """As of a downloaded zip; the message names what README does, and that is enough."""
+    project = copy_project(tmp_path / "zip")
+    (project.root / ".dvc" / "config.local").unlink()
+    with pytest.raises(UserError, match=r"is not a git repository: of a project without git DVC needs to know, `dvc ") as error:
+        copies.cache_folder(project.root)
+    command = str(error.value).split("`")[1]
+    assert f"`{command}`" in (project.root / "README.md").read_text()
+    assert project.run(sys.executable, "-m", *command.split()).code == 0
+    assert copies.cache_folder(project.root) == project.root / ".dvc" / "cache"
 
 
 def test_a_copy_is_made_in_a_folder_with_any_letters(tmp_path: Path) -> None:

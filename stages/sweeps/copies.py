@@ -123,7 +123,9 @@ def cache_folder(project: Path) -> Path:
         with Repo(str(project)) as repo:
             return Path(repo.cache.local_cache_dir).resolve()
     except DvcException as error:
-        raise UserError(f"DVC: {' '.join(str(error).split())}") from None
+        hint = ": of a project without git DVC needs to know, `dvc config --local core.no_scm true`"
+        text = " ".join(str(error).split())
+        raise UserError(f"DVC: {text}{hint if 'not a git repository' in text else ''}") from None
 
 
 def named_paths(project: Path, config: Any) -> list[str]:
