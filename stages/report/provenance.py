@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from stages.common import artifacts
 from stages.common.units import plural
 from stages.configuration.completion import completed
@@ -29,6 +31,9 @@ STAGES = {
     "accuracy_aware": "reverts layers until the accuracy budget holds",
     "tune": "searches the fastest configuration within the budget",
 }
+LOCK = "dvc.lock"
+# What holds measured times, and nothing else that reports/ and the models' folders do not hold, too.
+WITH_TIMES = ("build/records/", "build/evaluate", "build/accuracy_aware", "build/tune")
 TABLES = ("schemes", "operations", "unified_scales", "pass_through")  # of the target device: long, and named by it
 
 
@@ -142,6 +147,26 @@ def commit() -> Commit | None:
 
     with suppress(OSError, subprocess.CalledProcessError):
         sha, date = git("log", "-1", "--format=%H %cs").split()
-        changed = git("status", "--porcelain", "--untracked-files=no", "--", ".").splitlines()
-        return Commit(sha, date, tuple(line[3:] for line in changed))
+        changed = [line[3:] for line in git("status", "--porcelain", "--untracked-files=no", "--", ".").splitlines()]
+        if LOCK in map(_name, changed) and _same_result(git("show", f"HEAD:./{LOCK}"), Path(LOCK).read_text(encoding="utf-8")):
+            changed = [path for path in changed if _name(path) != LOCK]
+        return Commit(sha, date, tuple(changed))
     return None
+
+
+def _name(path: str) -> str:
+    """A path as git writes it, from the root of the repository, without the folders above."""
+    return path.rpartition("/")[2]
+
+
+def _same_result(committed: str, current: str) -> bool:
+    """Whether two contents of dvc.lock differ in nothing but the hashes of what holds times, which are never the same twice."""
+    return _without_times(committed) == _without_times(current)
+
+
+def _without_times(lock: str) -> Any:
+    content = yaml.load(lock, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+    for stage in content["stages"].values():
+        for kind in ("deps", "outs"):
+            stage[kind] = [entry for entry in stage.get(kind, []) if not entry["path"].startswith(WITH_TIMES)]
+    return content
