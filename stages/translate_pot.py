@@ -13,13 +13,16 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import yaml
 
 from stages.common import artifacts
-from stages.common.errors import UserError
+from stages.common.errors import ConfigError, UserError
+from stages.configuration.composition import CONF, compose
+from stages.configuration.validation import checked
 from stages.pot.reading import read_pot
 from stages.pot.result import Remark, Translation
 from stages.pot.translation import nested, translate
@@ -42,6 +45,8 @@ def main() -> None:
     except UserError as error:
         sys.exit(fail(NAME, error, PARAMS))
     text = params_yaml(translation, arguments.configuration.name)
+    if (problem := _refused(text)) is not None:
+        translation.missing.append(f"what `config` says of it so far: {problem}")
     if arguments.write:
         try:
             artifacts.write_text(PARAMS, text)
@@ -52,6 +57,20 @@ def main() -> None:
     print("\n".join(listing(translation)), file=sys.stderr)
     if arguments.write:
         print(f"written: {PARAMS}", file=sys.stderr)
+
+
+def _refused(text: str) -> str | None:
+    """What the project's checks say of a params.yaml; None where it passes, or where there is no project."""
+    if not CONF.is_dir():
+        return None
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / PARAMS
+        path.write_text(text, encoding="utf-8")
+        try:
+            checked(compose(params=path))
+        except ConfigError as error:
+            return str(error)
+    return None
 
 
 def params_yaml(translation: Translation, source: str) -> str:

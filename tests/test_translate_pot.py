@@ -101,3 +101,21 @@ def test_a_translated_pipeline_runs(own: Project) -> None:
     outcome = own.repro()
     assert outcome.code == 0, outcome.output
     assert "smallnet on image_folder: preset mixed for CPU, 4 calibration and 4 validation samples" in outcome.output
+
+
+def test_what_the_user_must_fill_in_is_what_config_says(own: Project) -> None:
+    project = own
+    project.write("pot.json", json.dumps(configuration(default(), engine={"datasets": [{"data_source": "pictures"}]})))
+    outcome = project.run(sys.executable, "-m", "stages.translate_pot", "pot.json", "--write")
+    assert outcome.code == 0, outcome.output
+    refusal = "data.calibration.path: 'pictures' is not allowed; expected an existing file or folder; paths start at the project's folder"
+    assert f"  what `config` says of it so far: {refusal}" in outcome.output.splitlines()
+    assert project.run(sys.executable, "-m", "stages.config").errors == [f"config: error: {refusal}"]
+    project.write("pictures/cat/1.png", "")
+    outcome = project.run(sys.executable, "-m", "stages.translate_pot", "pot.json", "--write")
+    assert "what `config` says" not in outcome.output
+    assert project.run(sys.executable, "-m", "stages.config").code == 0
+    project.write("pot.json", json.dumps(configuration({"name": "WeightSparsity", "params": {}})))
+    before = (project.root / "params.yaml").read_bytes()
+    outcome = project.run(sys.executable, "-m", "stages.translate_pot", "pot.json", "--write")
+    assert (outcome.code, outcome.output.count("\n")) == (1, 1) and (project.root / "params.yaml").read_bytes() == before

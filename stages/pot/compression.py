@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from stages.common.errors import UserError
 from stages.pot.quantizers import translate_ignored, translate_schemes
 from stages.pot.result import NEEDLESS, Translation, section_of
 
@@ -59,6 +60,15 @@ TUNABLE = {
     "outlier_prob_choices": "tune.space.outlier_prob_choices",
 }
 
+ALGORITHMS = {
+    "DefaultQuantization",
+    "AccuracyAwareQuantization",
+    "TunableQuantization",
+    "MinMaxQuantization",
+    "ActivationChannelAlignment",
+    "FastBiasCorrection",
+    "BiasCorrection",
+}
 DEVICES = {"VPU": "npu", "GNA3": "gna", "GNA3.5": "gna"}  # others by their own names
 DEVICE_OPTIONS = ("any", "cpu", "cpu_spr", "gpu", "npu", "gna")
 PRESET_ALIASES = {"symmetric": "performance", "asymmetric": "accuracy"}
@@ -88,6 +98,10 @@ def translate_compression(result: Translation, compression: Mapping[str, Any], o
         key = f"{place}.algorithms[{index}]"
         entry = section_of(result, entry, key)
         named[str(entry.get("name"))] = f"{key}.params", section_of(result, entry.get("params"), f"{key}.params")
+    strange = named.keys() - ALGORITHMS - {"None"}
+    if strange and not named.keys() & ALGORITHMS:
+        names, known = ", ".join(map(repr, sorted(strange))), ", ".join(sorted(ALGORITHMS))
+        raise UserError(f"{place}.algorithms: {names} cannot be carried over; the algorithms are {known}")
     complete = {"DefaultQuantization", "AccuracyAwareQuantization"} & named.keys()
     if not complete:  # a pipeline of single steps does nothing but those
         result.values["quantization.use_channel_alignment"] = "ActivationChannelAlignment" in named

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
-from stages.pot.result import NEEDLESS, Translation
+from stages.pot.checker import CHECKER, first_dataset, translate_dataset
+from stages.pot.result import NEEDLESS, UNKNOWN, Translation
 
 MODEL = {
     "model_name": "model.name",
@@ -16,6 +17,7 @@ MODEL = {
     "weights": "the weights are read from the .bin file beside the .xml",
     "cascade": "one model at a time: make a project of each model of a cascade",
 }
+_CHECKER = "is of Accuracy Checker, which the engine `simplified` does not use"
 ENGINE = {
     "device": "engine.device",
     "eval_requests_number": "engine.requests",
@@ -36,7 +38,8 @@ def translate_engine(result: Translation, engine: Mapping[str, Any], root: Path)
         engine = {**engine, "eval_requests_number": engine["stat_requests_number"]}
         engine.pop("stat_requests_number")
     if kind == "simplified":
-        result.by_table(engine, ENGINE, "engine", handled=("type", "data_source", "layout", "central_fraction"))
+        table = {**ENGINE, **dict.fromkeys(CHECKER, _CHECKER)}
+        result.by_table(engine, table, "engine", handled=("type", "data_source", "layout", "central_fraction"))
         _images(result, engine, root)
         return
     result.options |= {"data": "custom", "metric": "reference_error"}
@@ -44,9 +47,13 @@ def translate_engine(result: Translation, engine: Mapping[str, Any], root: Path)
         result.leave("engine.type", kind, "the engines are accuracy_checker and simplified")
     known = {name: value for name, value in engine.items() if name in ENGINE}
     result.by_table(known, ENGINE, "engine")
+    dataset = first_dataset(engine) if kind == "accuracy_checker" else None
     for name, value in engine.items():
-        if name not in (*ENGINE, "type"):
-            result.leave(f"engine.{name}", value, "Accuracy Checker's data sets, launchers and metrics: write `data` and `metric` instead")
+        if name not in (*ENGINE, "type") and not (name == "datasets" and dataset):
+            result.leave(f"engine.{name}", value, CHECKER.get(name, UNKNOWN))
+    if dataset is not None:
+        translate_dataset(result, dataset)
+        return
     result.missing.append("data: your samples (README, Your own model)")
     result.missing.append(
         "metric: your metric; until then reference_error, the distance to the FP32 model's outputs, which needs no labels"
@@ -58,6 +65,14 @@ def _images(result: Translation, engine: Mapping[str, Any], root: Path) -> None:
     result.options |= {"data": "image_folder", "metric": "reference_error"}
     layout = str(engine.get("layout", "NCHW")).upper()
     settings: dict[str, Any] = {"path": engine.get("data_source"), "color": "BGR", "mean": 0.0, "std": 1.0, "layout": layout}
+    pattern = Path(str(settings["path"])).name if settings["path"] is not None else ""
+    if any(sign in pattern for sign in "*?["):
+        settings["path"] = Path(str(settings["path"])).parent.as_posix()
+        if re.fullmatch(r"\*\.\w+", pattern):
+            settings["extensions"] = [pattern[1:]]
+            result.change("engine.data_source", engine["data_source"], f"data.calibration.path with extensions [{pattern[1:]}]")
+        else:
+            result.leave("engine.data_source", engine["data_source"], "no pattern but *.ending: put the images into a folder of their own")
     settings |= {"resize": "stretch", "resize_to": None, "size": None}
     path = result.values.get("model.path")
     shape = _input_shape(root / path) if isinstance(path, str) else None

@@ -31,19 +31,18 @@ TPE = {
     "keep_uncompressed_weights": NEEDLESS + "weights are always compressed, and measured so",
 }
 BENCHMARK = {
-    "nireq": "tune.benchmark.requests",
     "nstreams": "tune.benchmark.streams",
     "nthreads": "tune.benchmark.threads",
     "batch_size": "tune.benchmark.batch",
     "duration_seconds": "measures a model alone; here every trial takes turns with FP32, see tune.benchmark.duration_seconds",
     "niter": NEEDLESS + "POT accepted it and never read it",
     "performance_count": NEEDLESS + "POT accepted it and never read it",
-    "api_type": "see tune.benchmark.hint: latency or throughput",
     "cpu_bind_thread": NEEDLESS + "OpenVINO decides",
     "bench_test_number": "see tune.benchmark.duration_seconds",
     "benchmark_cpp": NEEDLESS + "models are measured by this project itself",
     "benchmark_app_dir": NEEDLESS + "models are measured by this project itself",
 }
+HINTS = {"async": "throughput", "sync": "latency"}
 
 
 def translate_optimizer(result: Translation, optimizer: Mapping[str, Any]) -> None:
@@ -59,4 +58,22 @@ def translate_optimizer(result: Translation, optimizer: Mapping[str, Any]) -> No
         result.leave(
             "optimizer.params.metrics", params["metrics"], "name the metrics of `metric` in tune.metrics, or leave the primary one"
         )
-    result.by_table(section_of(result, params.get("benchmark"), "optimizer.params.benchmark"), BENCHMARK, "optimizer.params.benchmark")
+    if "benchmark" in params:
+        _benchmark(result, section_of(result, params["benchmark"], "optimizer.params.benchmark"), "optimizer.params.benchmark")
+
+
+def _benchmark(result: Translation, benchmark: Mapping[str, Any], place: str) -> None:
+    """How models are timed: POT ran `nireq` inferences at once, unless told to run one after the other."""
+    kind = benchmark.get("api_type", "async")
+    hint = HINTS.get(str(kind), "throughput")
+    if kind not in HINTS:
+        result.leave(f"{place}.api_type", kind, "one of async and sync is expected here; async is taken")
+    result.put(f"{place}.api_type", hint, "tune.benchmark.hint")
+    requests = benchmark.get("nireq", 0)
+    if hint == "throughput" or not requests:
+        result.put(f"{place}.nireq", requests, "tune.benchmark.requests")
+    elif requests == 1:
+        result.leave(f"{place}.nireq", requests, NEEDLESS + "api_type sync is one inference at a time")
+    else:
+        result.leave(f"{place}.nireq", requests, "api_type sync is one inference at a time")
+    result.by_table(benchmark, BENCHMARK, place, handled=("nireq", "api_type"))

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from stages.common.errors import UserError
 from stages.configuration.reference import _rows
 from stages.configuration.schema import Config
 from stages.pot.result import ABSENT
@@ -154,9 +155,9 @@ def test_tunable_with_tpe() -> None:
     )
     tune = nested(translation.values)["tune"]
     assert tune.pop("space") == scope
-    assert tune.pop("benchmark") == {"requests": 1, "streams": 2, "threads": 3, "batch": 1}
+    assert tune.pop("benchmark") == {"hint": "throughput", "requests": 1, "streams": 2, "threads": 3, "batch": 1}
     assert tune == {"enabled": True, **TPE}
-    assert left(translation).keys() == {"params.multinode", "params.metrics", "benchmark.api_type"}
+    assert left(translation).keys() == {"params.multinode", "params.metrics"}
     assert translation.values["quantization.use_channel_alignment"] is True
 
 
@@ -174,6 +175,78 @@ def test_every_key_that_the_tables_name_exists() -> None:
 
 
 # ------------------------------------------------------------------------------------------------ engines
+
+
+@pytest.mark.parametrize(
+    ("benchmark", "expected"),
+    [
+        ({"nireq": 1}, {"hint": "throughput", "requests": 1}),  # POT's own examples: api_type is async
+        ({"nireq": 4, "api_type": "async"}, {"hint": "throughput", "requests": 4}),
+        ({"nireq": 1, "api_type": "sync"}, {"hint": "latency"}),
+        ({"nireq": 4, "api_type": "sync"}, {"hint": "latency"}),
+        ({}, {"hint": "throughput", "requests": 0}),
+    ],
+)
+def test_requests_of_the_benchmark(benchmark: dict[str, Any], expected: dict[str, Any]) -> None:
+    translation = translated(default(), optimizer={"name": "Tpe", "params": {"benchmark": benchmark}})
+    assert nested(translation.values)["tune"]["benchmark"] == expected
+
+
+@pytest.mark.parametrize(
+    ("source", "path", "extensions"),
+    [("images", "images", None), ("images/*.jpg", "images", [".jpg"]), ("images/a_*.jpg", "images", None), ("*.png", ".", [".png"])],
+)
+def test_patterns_of_files(source: str, path: str, extensions: list[str] | None) -> None:
+    translation = translated(default(), engine={"type": "simplified", "data_source": source, "layout": "NCHW"})
+    assert translation.values["data.calibration.path"] == path
+    assert translation.values.get("data.calibration.extensions") == extensions
+    assert ("engine.data_source" in left(translation)) == ("a_" in source)
+
+
+def test_keys_of_accuracy_checker_are_pots() -> None:
+    engine = {"type": "simplified", "data_source": "images", "config": "a", "launchers": [], "datasets": []}
+    for text in left(translated(default(), engine=engine)).values():
+        assert text == "is of Accuracy Checker, which the engine `simplified` does not use"
+
+
+CHECKER: dict[str, Any] = {
+    "name": "imagenet",
+    "data_source": "images",
+    "annotation_conversion": {"converter": "imagenet"},
+    "preprocessing": [
+        {"type": "bgr_to_rgb"},
+        {"type": "resize", "size": 256, "aspect_ratio_scale": "greater"},
+        {"type": "crop", "size": 224},
+        {"type": "normalization", "mean": "imagenet", "std": [58.0, 57.0, 57.5]},
+        {"type": "auto_resize"},
+    ],
+    "metrics": [{"type": "accuracy", "top_k": 5}, {"type": "map"}],
+}
+
+
+def test_a_data_set_of_accuracy_checker() -> None:
+    translation = translated(default(), engine={"launchers": [{"framework": "dlsdk"}], "datasets": [CHECKER]})
+    assert translation.options["data"] == "image_folder" and translation.options["metric"] == "accuracy"
+    values = nested(translation.values)
+    assert values["metric"] == {"accuracy": {"top_k": 5}}
+    assert values["data"]["calibration"] == {
+        "path": "images",
+        "color": "RGB",
+        "mean": [123.675, 116.28, 103.53],
+        "std": [58.0, 57.0, 57.5],
+        "size": [224, 224],
+        "resize": "crop",
+        "resize_to": 256,
+    }
+    assert {key.rpartition(".")[2] for key in left(translation)} == {"launchers", "annotation_conversion", "preprocessing[4]", "metrics[1]"}
+    stretched = translated(default(), engine={"datasets": [{"data_source": "i", "preprocessing": [{"type": "resize", "size": 32}]}]})
+    assert stretched.values["data.calibration.size"] == [32, 32] and stretched.values["data.calibration.resize"] == "stretch"
+    assert stretched.options["metric"] == "reference_error"
+
+
+def test_an_unknown_algorithm_alone_is_an_error() -> None:
+    with pytest.raises(UserError, match=r"^compression\.algorithms: 'WeightSparsity' cannot be carried over; the algorithms are Acc"):
+        translated({"name": "WeightSparsity", "params": {}})
 
 
 def test_accuracy_checker_is_not_carried_over() -> None:
