@@ -10,6 +10,7 @@ Examples:
 from __future__ import annotations
 
 import sys
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +24,7 @@ from stages.stage import run
 if TYPE_CHECKING:
     import openvino as ov
 
+    from stages.runtime.datasets import ModelInput, Sample
     from stages.runtime.metrics import Metric
 
 NAME = "prepare"
@@ -45,11 +47,16 @@ def main(config: Config) -> dict[str, Any]:
 
     with opened_files() as opened:
         calibration, validation = sets.choose(config, inputs)
-        calibrating = [identity(sample) for sample in progress(calibration, f"{NAME}: calibration", len(calibration))]
+        shapes: set[tuple[tuple[str, tuple[int, ...]], ...]] = set()
+        calibrating = []
+        for sample in progress(calibration, f"{NAME}: calibration", len(calibration)):
+            calibrating.append(identity(sample))
+            shapes.add(_shapes(sample))
         validating = []
         for sample in progress(validation, f"{NAME}: validation", len(validation)):
             _check_target(metrics, sample.target, sample.label)
             validating.append(identity(sample))
+            shapes.add(_shapes(sample))
     datasets = {"data.calibration": calibration.dataset, "data.validation": validation.dataset}
     if validation.dataset is calibration.dataset:
         del datasets["data.validation"]
@@ -79,6 +86,7 @@ def main(config: Config) -> dict[str, Any]:
         "calibration": sets.describe(calibration, calibrating),
         "validation": sets.describe(validation, validating),
         "shared": shared,
+        **_one_shape(inputs, shapes),
     }
     with artifacts.writing(artifacts.folder(NAME)) as folder:
         # Unlike ov.serialize, this leaves out a record of fused names, which holds the numbers of this process.
@@ -98,6 +106,19 @@ def _watched(config: Config) -> set[Path]:
 
 def _is_watched(path: Path, watched: set[Path]) -> bool:
     return path in watched or not watched.isdisjoint(path.parents)
+
+
+def _shapes(sample: Sample) -> tuple[tuple[str, tuple[int, ...]], ...]:
+    return tuple((name, array.shape) for name, array in sample.inputs.items())
+
+
+def _one_shape(inputs: Sequence[ModelInput], shapes: Collection[tuple[tuple[str, tuple[int, ...]], ...]]) -> dict[str, Any]:
+    """The one shape that all samples have of an input that the model leaves open: it might as well be fixed."""
+    if len(shapes) != 1:
+        return {}
+    given = dict(next(iter(shapes)))
+    found = {entry.name: list(given[entry.name]) for entry in inputs if entry.shape is None or -1 in entry.shape}
+    return {"one_shape": found} if found else {}
 
 
 def _seen(path: Path) -> dict[str, Any]:

@@ -12,14 +12,16 @@ from typing import Any
 import numpy as np
 import openvino as ov
 import pytest
+import yaml
 from openvino import opset13 as operations
 from PIL import Image
 
 from stages import prepare
 from stages.common.errors import UserError
 from stages.configuration.schema import Config, Data, Model, Quantization
+from stages.report.summary import _fixed_shape
 from stages.runtime import samples
-from stages.runtime.datasets import Samples, model_inputs
+from stages.runtime.datasets import ModelInput, Samples, model_inputs
 from stages.runtime.metrics import Metric
 from tests.project import Outcome, Project
 from tests.runtime import models
@@ -393,3 +395,31 @@ def test_preparing_again_gives_the_same_bytes(own: Project) -> None:
     assert prepared(own) == before
     labels = [entry["label"] for entry in json.loads(before["dataset.json"])["validation"]["samples"]]
     assert labels == ["images/b/1.png", "images/b/3.png", "images/b/5.png", "images/b/7.png"]
+
+
+@pytest.mark.parametrize("shape", [[1, 4], [-1, 4], [-1, -1]])
+def test_one_shape_of_a_dynamic_input_is_a_hint(workspace: Path, shape: list[int]) -> None:
+    model = ov.Core().read_model("net.xml")
+    model.reshape(ov.PartialShape(shape))
+    ov.serialize(model, "open.xml")
+    settings = config(calibration_size=8)
+    settings.model.path = "open.xml"
+    prepare.main(settings)
+    described = read_json("build/prepare/dataset.json")
+    if -1 not in shape:
+        assert "one_shape" not in described and _fixed_shape(described) == []
+        return
+    assert described["one_shape"] == {"x": [1, 4]}
+    (line,) = _fixed_shape(described)
+    assert line.startswith("hint: all samples have one shape; model.input_shape: {x: [1, 4]} fixes it")
+    # The hint is what it says.
+    settings.model.input_shape = yaml.safe_load(line.split("input_shape: ")[1].split(" fixes")[0])
+    prepare.main(settings)
+    assert "one_shape" not in read_json("build/prepare/dataset.json")
+
+
+def test_samples_of_several_shapes_are_no_hint() -> None:
+    entry = ModelInput("x", ("x",), (1, -1), np.dtype(np.float32))
+    shapes = {(("x", (1, size)),) for size in (3, 4)}
+    assert prepare._one_shape([entry], shapes) == {}
+    assert prepare._one_shape([entry], [(("x", (1, 3)),)]) == {"one_shape": {"x": [1, 3]}}
