@@ -1,4 +1,8 @@
-"""Processes: what one has used so far, and how it ends together with the one that started it."""
+"""Processes: what one has used so far, and how it ends together with the one that started it.
+
+Without psutil: it does not know the peak of memory on Linux, its import costs each stage 0.03 CPU seconds, and a look at the ancestors,
+twice a second, takes it 86 microseconds instead of 26.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,8 @@
-"""Conversion of plain values into the dataclasses of the schema, each checked against its field's type and limits."""
+"""Conversion of plain values into the dataclasses of the schema, each checked against its field's type and limits.
+
+Not by pydantic, which could: importing it takes 0.10 and its validators for the schema 0.11 CPU seconds, in `config` and in every stage
+that loads the configuration, where this takes 0.015; `config` as a whole takes 0.6. Its messages would have to be rewritten here, too.
+"""
 
 from __future__ import annotations
 
