@@ -5,6 +5,6 @@ from __future__ import annotations
 import sys
 
 if sys.argv[0] == "-m":  # Python is looking for NAME, and nothing that takes long has been imported
-    from stages.common.terminal import prepare
+    from stages.common import terminal
 
-    prepare()
+    terminal.set_up()

@@ -8,7 +8,7 @@ from pathlib import Path
 from types import TracebackType
 
 
-def prepare() -> None:
+def set_up() -> None:
     """Let no letter that the terminal lacks end the program, and no traceback tell of Ctrl-C while libraries are imported."""
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # as the standard error does
