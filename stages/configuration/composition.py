@@ -85,8 +85,8 @@ def _shape(key: str) -> type | None:
     inside_free = "." in key and _is_free(key.rpartition(".")[0])
     if inside_free:
         return None
-    section = any(map(dataclasses.is_dataclass, kinds))
-    return next((shape for shape in (dict, list) if shape in map(get_origin, kinds)), dict if section else None)
+    shapes = [get_origin(kind) for kind in kinds] + [dict for kind in kinds if dataclasses.is_dataclass(kind)]
+    return next((shape for shape in shapes if shape in (dict, list)), None)
 
 
 def _check_shapes(content: Mapping[Any, Any], prefix: str = "") -> None:
@@ -101,10 +101,10 @@ def _check_shapes(content: Mapping[Any, Any], prefix: str = "") -> None:
 
 
 def _wrong_shape(key: str, shown: str) -> str:
-    expected = {dict: "a section", list: "a list"}.get(_shape(key))
+    expected = _shape(key)
     if expected is None:
         return f"{key}: a list stands where a section is expected, or the reverse"
-    return f"{key}: {shown} is not allowed; expected {expected}"
+    return f"{key}: {shown} is not allowed; expected {'a section' if expected is dict else 'a list'}"
 
 
 def _check_file(path: Path) -> None:

@@ -81,7 +81,9 @@ def _with_package(values: object) -> object:
     """`values` without the demand for a path of `model: local` where a package is named instead."""
     model = values.get("model") if isinstance(values, Mapping) else None
     package = model.get("package") if isinstance(model, Mapping) else None
-    if isinstance(values, Mapping) and isinstance(package, Mapping) and any(package.values()) and model.get("path") == MISSING:
+    if not isinstance(values, Mapping) or not isinstance(model, Mapping) or not isinstance(package, Mapping):
+        return values
+    if any(package.values()) and model.get("path") == MISSING:
         return {**values, "model": {**model, "path": None}}
     return values
 

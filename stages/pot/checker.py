@@ -31,8 +31,9 @@ def translate_dataset(result: Translation, dataset: Mapping[str, Any]) -> None:
     settings |= {"resize": "stretch", "resize_to": None}
     for index, step in enumerate(dataset.get("preprocessing") or []):
         key = f"{place}.preprocessing[{index}]"
-        if not isinstance(step, dict) or (problem := _preprocess(settings, step)) is not None:
-            result.leave(key, step, problem if isinstance(step, dict) else "a section with a type is expected here")
+        problem = _preprocess(settings, step) if isinstance(step, dict) else "a section with a type is expected here"
+        if problem is not None:
+            result.leave(key, step, problem)
     _metrics(result, dataset.get("metrics") or [], f"{place}.metrics")
     for name, value in dataset.items():
         if name in ("name", "data_source", "preprocessing", "metrics"):
