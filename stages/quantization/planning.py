@@ -27,6 +27,7 @@ from stages.quantization.model.graph import (
     weight_constant,
 )
 from stages.quantization.placement.alignment_pairs import alignment_candidates
+from stages.quantization.placement.gain import without_gain
 from stages.quantization.placement.ignored import ignored_operations
 from stages.quantization.placement.kernel_faults import PER_MATRIX, Only
 from stages.quantization.placement.logarithms import before_logarithms
@@ -72,7 +73,9 @@ def make_offer(graph: Graph, target: Target, config: schema.Quantization, statis
 
 
 def _offer(graph: Graph, target: Target, config: schema.Quantization, ignored: dict[Node, str]) -> Offer:
-    placement = place(graph, target, ignored_blocks(graph, target.rules), ignored, pot_compatible=config.pot_compatible)
+    placement = place(
+        graph, target, ignored_blocks(graph, target.rules), ignored, without_gain(graph, target, config), config.pot_compatible
+    )
     candidates = alignment_candidates(graph) if config.use_channel_alignment else []
     aligned = tuple((pair.first.name, pair.second.name) for pair in candidates if pair.reason is None)
     not_aligned = tuple(NotAligned(pair.first.name, pair.second.name, pair.reason) for pair in candidates if pair.reason is not None)

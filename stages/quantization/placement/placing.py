@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 
 import openvino as ov
 
@@ -46,7 +47,14 @@ class Placement:
     faults: dict[Node, tuple[PlacementFault, ...]]  # of the device's kernels, by operation
 
 
-def place(graph: Graph, target: Target, skipped: dict[Node, str], ignored: dict[Node, str], pot_compatible: bool = False) -> Placement:
+def place(
+    graph: Graph,
+    target: Target,
+    skipped: dict[Node, str],
+    ignored: dict[Node, str],
+    without_gain: Mapping[Node, str] = MappingProxyType({}),
+    pot_compatible: bool = False,
+) -> Placement:
     """Put FakeQuantize nodes into a copy of `graph`.
 
     Args:
@@ -54,15 +62,16 @@ def place(graph: Graph, target: Target, skipped: dict[Node, str], ignored: dict[
         target: What the device can run.
         skipped: Nodes of ignored blocks with the reason; they get no quantizer and none moves up through them.
         ignored: Nodes that the user (or the model type) excludes; they get no quantizer, but others may move through them.
+        without_gain: Nodes that INT8 would not make faster; like those.
         pot_compatible: Also quantize what POT does and gains nothing: element-wise operations with a single number (on quantized data
             they are merged into the scale, on other data the quantizer is one operation more); and what `kernel_faults` says.
     """
     original = graph.nodes
     graph = graph.copy()
     twin = dict(zip(original, graph.nodes, strict=True))
-    skipped, ignored = ({twin[node]: why for node, why in entries.items()} for entries in (skipped, ignored))
+    skipped, ignored, gainless = ({twin[node]: why for node, why in entries.items()} for entries in (skipped, ignored, without_gain))
     faults = {twin[node]: here for node, here in known_faults(Graph(original), target.rules, pot_compatible).items()}
-    work = _Work(graph, target, skipped, ignored, faults, pot_compatible)
+    work = _Work(graph, target, skipped, ignored, faults, gainless, pot_compatible)
     work.insert_all()
     work.move_up()
     work.merge_siblings()
@@ -87,6 +96,7 @@ class _Work:
         skipped: dict[Node, str],
         ignored: dict[Node, str],
         faults: dict[Node, tuple[PlacementFault, ...]],
+        without_gain: dict[Node, str],
         pot_compatible: bool,
     ) -> None:
         self.graph = graph
@@ -94,6 +104,7 @@ class _Work:
         self.skipped = skipped
         self.ignored = self._with_consumers_of_agnostic(ignored)
         self.faults = faults
+        self.without_gain = without_gain
         self.pot_compatible = pot_compatible
         self.floats: list[tuple[Node, int | None, str]] = []
         self.requested: list[Edge] = []
@@ -154,9 +165,9 @@ class _Work:
             return reason
         if any(not node.inputs[port].node.is_float[node.inputs[port].index] for port in self._ports(node)):
             return "works on integers"
-        if not self.pot_compatible and _is_elementwise(node) and _has_number(node):
+        if not self.pot_compatible and _is_elementwise(node) and has_number(node):
             return "element-wise with a single number"
-        return self._fault(node, FLOAT)
+        return self._fault(node, FLOAT) or self.without_gain.get(node)
 
     def _fault(self, node: Node, helps: str) -> str | None:
         """Why an operation is treated so: a fault against which this helps."""
@@ -355,7 +366,7 @@ def _is_elementwise(node: Node) -> bool:
     return not (node.type in OPERATIONS_WITH_WEIGHTS or node.type in RECURRENT_PORTS or node.type in FIRST_PORT_ONLY)
 
 
-def _has_number(node: Node) -> bool:
+def has_number(node: Node) -> bool:
     """Whether an operation has a constant of a single element."""
     return any(port.node.constant and math.prod(port.node.shapes[port.index] or ()) == 1 for port in node.inputs)
 

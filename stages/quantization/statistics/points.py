@@ -14,14 +14,11 @@ from typing import NamedTuple
 from stages.configuration.target_device import ACTIVATIONS, Target
 from stages.quantization.model.blocks import ignored_blocks
 from stages.quantization.model.graph import Graph, Node, Port, constant_value, is_padded, operation_kind, weight_constant
+from stages.quantization.model.signs import REARRANGING, is_non_negative
 from stages.quantization.model.weights import weight_layout
 from stages.quantization.placement.alignment_pairs import alignment_pairs
 from stages.quantization.placement.placing import FAKE_QUANTIZE, JUMP_FIRST_INPUT, JUMPABLE
 
-# Operations that only rearrange values: what is known of a whole tensor is known of their input.
-REARRANGING = frozenset({"Reshape", "Transpose", "Squeeze", "Unsqueeze"})
-NON_NEGATIVE = frozenset({"Abs", "Exp", "HardSigmoid", "HSigmoid", "ReLU", "Relu", "Sigmoid", "SoftMax", "Softmax", "Sqrt"})
-KEEPING_SIGN = REARRANGING | frozenset({"AvgPool", "Concat", "MaxPool", "ReduceMax", "ReduceMean"})
 # From x * scale + offset in f32, with |offset| up to this many times |scale|, x comes back to about a millionth.
 LARGEST_OFFSET = 16.0
 
@@ -143,14 +140,6 @@ def has_channels(port: Port) -> bool:
     """Whether a tensor has a known number of channels, on axis 1."""
     shape = port.node.shapes[port.index] or ()
     return len(shape) > 1 and shape[1] > 0
-
-
-def is_non_negative(port: Port) -> bool:
-    """Whether an operation never gives negative values: its range starts at zero, however far above its lowest value is."""
-    node = port.node
-    if node.type in KEEPING_SIGN:
-        return all(map(is_non_negative, node.inputs if node.type == "Concat" else node.inputs[:1]))
-    return node.type in NON_NEGATIVE or (node.type == "Clamp" and float(node.attributes()["min"]) >= 0)
 
 
 def _climb(port: Port, reached: dict[Port, None]) -> None:

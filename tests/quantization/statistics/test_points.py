@@ -12,8 +12,9 @@ from openvino import opset13 as op
 
 from stages.configuration import schema
 from stages.quantization.model.graph import Port, read_graph
+from stages.quantization.model.signs import is_non_negative
 from stages.quantization.placement.plan import TensorName
-from stages.quantization.statistics.points import Points, is_non_negative, mean_is_linear, statistics_points
+from stages.quantization.statistics.points import Points, mean_is_linear, statistics_points
 from tests.quantization.quantizing import plan_of, statistics_of, tensor
 from tests.quantization.random_models import models
 from tests.quantization.reference_runs import target
