@@ -177,9 +177,10 @@ def test_half_precision_weights_stay_small(tmp_path: Path) -> None:
     bias = op.convert(constant(random(1, 64, 1, 1), "bias", np.float16), "f32")
     layer = named(op.convolution(x, weights, [1, 1], [0, 0], [0, 0], [1, 1]), "conv")
     shared = op.convert(constant(random(1, 64, 1, 1, seed=1), "factors", np.float16), "f32")
-    tested = model(named(op.multiply(named(op.tanh(op.add(layer, bias)), "tanh"), shared), "scaled"), x)
+    scaled = named(op.multiply(named(op.tanh(op.add(layer, bias)), "tanh"), shared), "scaled")
+    tested = model(convolution(scaled, random(2, 64, 1, 1), "last"), x)
     result = quantized(tested, IMAGES[-1:], correction=ON)
-    assert {q.source.name for q in result.plan.quantizers if q.kind == "weights"} == {"weights", "factors"}
+    assert {q.source.name for q in result.plan.quantizers if q.kind == "weights"} == {"weights", "factors", "last/weights"}
     close(result, tested, IMAGES[-1:])
     save_model(result.model, tmp_path)
     assert (tmp_path / "model.bin").stat().st_size < 64 * 4 * 9 + 2000

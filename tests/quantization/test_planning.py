@@ -27,7 +27,7 @@ def network() -> ov.Model:
     relu = named(op.relu(first), "relu")
     second = named(op.relu(convolution(relu, random(4, 1, 1, 1, 1), "depthwise")), "relu2")
     total = named(op.add(relu, second), "sum")
-    return model(matmul(named(op.exp(total), "exp"), random(8, 3), "last"), x)
+    return model(matmul(named(op.tanh(total), "tanh"), random(8, 3), "last"), x)
 
 
 @pytest.mark.parametrize(("preset", "weights", "activations"), [("performance", 0, 0), ("mixed", 0, 1), ("accuracy", 1, 1)])
@@ -98,14 +98,16 @@ def test_the_channel_axis_of_weights(
     elif what == "deconv":
         layer = op.convolution_backprop_data(x, weights, [2, 2])
     elif what == "multiply":
-        layer = op.multiply(op.exp(x), weights)
+        layer = op.multiply(op.tanh(convolution(x, random(3, 3, 1, 1), "before")), weights)
     else:
         given = {"transpose_a": False, "transpose_b": False, **attributes}
         layer = op.matmul(*((x, weights) if port == 1 else (weights, x)), given["transpose_a"], given["transpose_b"])
-    tested = model(named(layer, "conv" if what == "conv" else "layer"), x)
+    named(layer, "conv" if what == "conv" else "layer")
+    tested = model(convolution(layer, random(3, 3, 1, 1), "behind") if what == "multiply" else layer, x)
     device = "any" if port == 1 else "gpu"  # the CPU gets constants on the left wrong
     for expected, flag in ((ours, False), (pots, True)):
-        (found,) = (q for q in plan_of(tested, device, pot_compatible=flag).quantizers if q.kind == "weights")
+        quantizers = plan_of(tested, device, pot_compatible=flag).quantizers
+        (found,) = (q for q in quantizers if q.kind == "weights" and q.consumers[0].name not in ("before", "behind"))
         assert found.channel_axis == expected
         assert found.scheme.granularity == ("pertensor" if expected is None else "perchannel")
 
@@ -207,7 +209,7 @@ def test_transformers_multiply_activations_symmetrically() -> None:
     both = named(op.matmul(named(op.exp(x), "a"), named(op.exp(y), "b"), False, False), "both")
     tested = model(matmul(both, random(2, 3), "last"), x, y)
     for model_type, expected in (("none", "asymmetric"), ("transformer", "symmetric")):
-        modes = {q.source.name: q.scheme.mode for q in plan_of(tested, preset="mixed", model_type=model_type).quantizers}
+        modes = {q.source.name: q.scheme.mode for q in plan_of(tested, "npu", preset="mixed", model_type=model_type).quantizers}
         assert modes == {"a": expected, "b": expected, "both": "asymmetric", "last/weights": "symmetric"}
 
 

@@ -26,7 +26,7 @@ def test_a_tensor_of_rank_zero_is_not_quantized() -> None:
     total, mean = (named(reduce(x, np.array([0, 1]), False), name) for reduce, name in ((op.reduce_sum, "total"), (op.reduce_max, "top")))
     ratio = named(op.divide(total, mean), "ratio")
     tested, sample = model([ratio, matmul(x, random(3, 4))], x), np.abs(random(2, 3))
-    result = quantized(tested, [sample])
+    result = quantized(tested, [sample], pot_compatible=True)  # otherwise there is nothing to gain in the first place
     assert result.floats()["ratio", 0] == result.floats()["ratio", 1] == "a single number"
     assert outputs(result.model, sample)[0].shape == ()
 
@@ -36,7 +36,7 @@ def test_no_quantizer_moves_up_to_a_tensor_of_rank_zero() -> None:
     total = named(op.reduce_sum(x, np.array([0, 1]), False), "total")
     row = named(op.unsqueeze(total, np.array([0, 1])), "row")
     tested = model(named(op.add(named(op.relu(x), "relu"), row), "sum"), x)
-    result = quantized(tested, [random(2, 3)])
+    result = quantized(tested, [random(2, 3)], pot_compatible=True)
     assert {quantizer.source.name for quantizer in result.plan.quantizers} == {"relu", "row"}
 
 
@@ -64,7 +64,7 @@ def test_double_precision_is_not_quantized() -> None:
     """The CPU cannot compile a model in which f64 comes out of a quantizer."""
     x = parameter((2, 3), dtype=np.float64)
     tested = model(named(op.add(named(op.sqrt(x), "root"), x), "sum"), x)
-    plan = plan_of(tested)
+    plan = plan_of(tested, pot_compatible=True)
     assert not plan.quantizers and {entry.reason for entry in plan.floats if entry.port is not None} == {"double precision"}
 
 
@@ -88,7 +88,7 @@ def test_operations_that_read_infinite_values_stay_in_floating_point(preset: str
     masked = named(op.add(scores, named(op.select(op.is_inf(mask), mask, x), "bias")), "masked")
     tested, sample = model(named(op.softmax(named(op.add(masked, x), "again"), 1), "weights"), x), random(2, 4)
     statistics = statistics_of(tested, [sample])
-    plan = make_plan(read_graph(tested), target(), schema.Quantization(preset=preset), statistics)
+    plan = make_plan(read_graph(tested), target(), schema.Quantization(preset=preset, pot_compatible=True), statistics)
     floats = {entry.name: entry.reason for entry in plan.floats}
     assert floats["masked"] == floats["again"] == "reads values that are not finite"
     assert {quantizer.consumers[0].name for quantizer in plan.quantizers} >= {"scores"}
@@ -104,6 +104,6 @@ def test_infinite_constants_stay_in_floating_point(value: float) -> None:
     masked = op.add(named(op.tanh(matmul(x, random(4, 4), "first")), "tanh"), constant(np.array([[[0.0]], [[value]]], np.float32), "mask"))
     tested = model([named(masked, "masked"), matmul(x, broken, "last")], x)
     for preset in schema.PRESETS:
-        found = quantized(tested, images(3, (1, 4)), preset=preset)
+        found = quantized(tested, images(3, (1, 4)), preset=preset, pot_compatible=True)
         assert {place.name for quantizer in found.plan.quantizers for place in quantizer.layers} == {"first"}
         assert found.floats()["last", None] == found.floats()["masked", None] == "reads values that are not finite"

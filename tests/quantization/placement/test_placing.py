@@ -180,9 +180,9 @@ def test_the_first_scale_and_shift_stays_float() -> None:
 
 def test_of_a_scale_and_shift_inside_the_model_the_tensor_alone_is_quantized() -> None:
     x = parameter()
-    scaled = named(op.multiply(named(op.exp(x), "exp"), constant(random(1, 3, 1, 1), "factors")), "scale")
-    tested = model(op.sqrt(named(op.add(scaled, constant(random(1, 3, 1, 1), "terms")), "shift")), x)
-    assert placed(tested) == {"exp:0": {"scale:0"}}
+    scaled = named(op.multiply(named(op.tanh(conv(x, "first")), "tanh"), constant(random(1, 3, 1, 1), "factors")), "scale")
+    tested = model(conv(named(op.add(scaled, constant(random(1, 3, 1, 1), "terms")), "shift"), "last"), x)
+    assert placed(tested) == {"x:0": {"first:0"}, "tanh:0": {"scale:0"}, "shift:0": {"last:0"}}
     assert reasons(tested)["scale", 1] == "the constant of a scale and shift"
 
 
@@ -249,10 +249,13 @@ def test_cpu_spr_adds_one_branch_in_floating_point() -> None:
 
 def test_cpu_spr_keeps_both_where_no_layer_precedes() -> None:
     x = parameter()
-    total = named(op.add(named(op.exp(x), "a"), named(op.sqrt(x), "b")), "sum")
-    assert placed(model(conv(total), x), "cpu_spr") == {"a:0": {"sum:0"}, "b:0": {"sum:1"}, "sum:0": {"conv:0"}}
-    twice = named(op.add(*[named(op.relu(conv(x, "first")), "relu")] * 2), "twice")
-    assert placed(model(twice, x), "cpu_spr") == {"x:0": {"first:0"}, "relu:0": {"twice:0", "twice:1"}}
+    y = parameter(name="y")
+    a, b = named(op.exp(x), "a"), named(op.sqrt(y), "b")
+    read = [conv(named(op.add(a, b), "sum")), conv(a, "of a"), conv(b, "of b")]
+    assert placed(model(read, x, y), "cpu_spr") == {"a:0": {"sum:0", "of a:0"}, "b:0": {"sum:1", "of b:0"}, "sum:0": {"conv:0"}}
+    relu = named(op.relu(conv(x, "first")), "relu")
+    twice = model(op.sqrt(named(op.add(relu, relu), "twice")), x)
+    assert placed(twice, "cpu_spr", pot_compatible=True) == {"x:0": {"first:0"}, "relu:0": {"twice:0", "twice:1"}}
 
 
 # ----------------------------------------------------------------------------------------------------- properties
