@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from stages.configuration.target_device import WEIGHTS
 from stages.quantization.model.graph import Graph, Node, bias_add, bias_constant_port, constant_value, output_channel_axis, read_graph
 from stages.quantization.placement.plan import Plan, Quantizer, plan_to_json
 from stages.quantization.solution.biases import Correction
-from stages.quantization.solution.ranges import range_json
+from stages.quantization.solution.ranges import Range, fake_quantize, range_json
 from stages.quantization.solution.solve import Solved, range_shape, solve
 from stages.quantization.solution.tuned import Tuned
 from stages.quantization.statistics.store import Statistics
@@ -174,11 +175,52 @@ def compress_weights(model: ov.Model) -> None:
     The transformation marks what it makes as not to be folded, which no file holds. Where a layer with such weights does not run in
     int8, as its input is not quantized, OpenVINO 2026.4's CPU with several streams then computes it wrongly in 1 of 15 compilations.
     """
+    _keep_zero_points(model)
     compress_quantize_weights_transformation(model)
     for node in model.get_ops():
         if node.get_type_name() == "Convert" and UNFOLDED in (information := node.get_rt_info()):
             del information[UNFOLDED]
+    _clear_padding(model)
     _name_unnamed(model, "compressed_weights")
+
+
+def _keep_zero_points(model: ov.Model) -> None:
+    """Fold those 4-bit weights that have no room for their zero point: the transformation subtracts it from them all the same,
+    and what then needs five bits comes out 16 steps away.
+    """
+    for node in model.get_ordered_ops():
+        if node.get_type_name() != "FakeQuantize" or not 2 < (levels := node.get_attributes()["levels"]) <= 16:
+            continue
+        data = node.input_value(0).get_node()
+        sources = [data.input_value(0).get_node() if data.get_type_name() == "Convert" else data]
+        sources += [node.input_value(index).get_node() for index in range(1, 5)]
+        if any(source.get_type_name() != "Constant" for source in sources):
+            continue
+        values, low, high, lowest, highest = (np.asarray(source.data, np.float32) for source in sources)
+        scale, below = (highest - lowest) / np.float32(levels - 1), np.float32(levels // 2)
+        zero_point = -below - lowest / scale
+        stored = np.round((fake_quantize(values, Range(low, high), levels) - low) / (high - low) * (levels - 1)) - below
+        moved = np.round(stored - zero_point)
+        if np.all(lowest >= 0) or (moved.min() >= -8 and moved.max() <= 7):
+            continue
+        packed = op.convert(op.constant(stored.astype(np.int8), dtype=ov.Type.i4), node.get_element_type().to_string())
+        centred = op.subtract(packed, op.constant(zero_point, dtype=node.get_element_type()))
+        weights = op.multiply(centred, op.constant(scale, dtype=node.get_element_type()))
+        weights.set_friendly_name(node.get_friendly_name())
+        for port in node.output(0).get_target_inputs():
+            port.replace_source_output(weights.output(0))
+
+
+def _clear_padding(model: ov.Model) -> None:
+    """Zero the half byte behind an odd number of 4-bit weights that were just made: it holds what the memory held before."""
+    for node in model.get_ops():
+        made = node.get_type_name() == "Constant" and node.get_friendly_name() == node.get_name()
+        if made and node.get_element_type().bitwidth == 4 and math.prod(node.shape) % 2:
+            values = ov.Tensor(node.get_element_type(), node.output(0).get_shape())  # unlike one made of an array it owns its memory
+            values.data[:] = node.data
+            values.data[-1] &= 0x0F
+            for port in node.output(0).get_target_inputs():
+                port.replace_source_output(op.constant(values).output(0))
 
 
 def _name_unnamed(model: ov.Model, prefix: str) -> None:

@@ -311,6 +311,59 @@ def test_the_same_bytes_in_another_process(tmp_path: Path) -> None:
     assert saved[0] == saved[1]
 
 
+@pytest.mark.parametrize("bits", [2, 3, 4])
+@pytest.mark.parametrize("mode", schema.MODES)
+@pytest.mark.parametrize("kind", ["convolution", "grouped", "deconvolution", "matmul", "element-wise"])
+def test_the_same_bytes_where_an_odd_number_of_weights_leaves_half_a_byte(tmp_path: Path, kind: str, mode: str, bits: int) -> None:
+    """The half byte behind the last of 4-bit weights held whatever was in memory before."""
+    x = parameter((1, 3, 5, 5))
+    layer = {
+        "convolution": lambda: convolution(x, random(5, 3, 3, 3), "layer"),
+        "grouped": lambda: convolution(x, random(3, 1, 1, 3, 3), "layer"),
+        "deconvolution": lambda: named(op.convolution_backprop_data(x, constant(random(3, 5, 1, 1), "layer/weights"), [1, 1]), "layer"),
+        "matmul": lambda: matmul(x, random(5, 7), "layer"),
+        "element-wise": lambda: named(op.multiply(named(op.relu(x), "relu"), constant(random(1, 3, 1, 5), "layer/weights")), "layer"),
+    }[kind]()
+    scheme = schema.Scheme(bits=bits, mode=mode, granularity="perchannel")
+    result = quantized(model(layer, x), images(2, (1, 3, 5, 5)), weights=scheme, allow_unsupported=True)
+    compact = compressed(result.model)
+    packed = [node for node in compact.get_ops() if node.get_type_name() == "Constant" and node.get_element_type().bitwidth == 4]
+    assert [(np.prod(node.shape) % 2, node.data.view(np.uint8)[-1] // 16) for node in packed] == [(1, 0)]
+    generator, memory, saved = np.random.default_rng(0), [b""] * 40, set()
+    for count in range(25):
+        memory[count % 40] = generator.bytes(int(generator.integers(10, 80)))  # other content in the memory that is used next
+        saved.add(tuple(save(tmp_path, result).items()))
+    assert len(saved) == 1
+
+
+@pytest.mark.parametrize("bits", [3, 4, 5, 8])
+@pytest.mark.parametrize("sign", [-1, 1, 0])
+def test_weights_of_few_bits_keep_their_zero_points(sign: int, bits: int) -> None:
+    """-15 with a zero point of 0 does not fit in 4 bits, and came out as 1."""
+    x = parameter((1, 5))
+    weights = random(5, 3) + np.float32(5 * sign)  # a zero point at either end of the levels, or between them
+    weights[:, 0] = -np.abs(weights[:, 0])
+    tested = model(matmul(x, weights), x)
+    scheme = schema.Scheme(bits=bits, mode="asymmetric", granularity="perchannel")
+    result = quantized(tested, images(2, (1, 5)), weights=scheme, allow_unsupported=True, saturation_fix="no")
+    (quantizer,) = (quantizer for quantizer in result.plan.quantizers if quantizer.kind == "weights")
+    low, high = result.solved.ranges[quantizer.name]
+    step = (high - low) / (2**bits - 1)
+    for version in (result.model, compressed(result.model)):
+        (computed,) = tensor(version, quantizer.name, images(1, (1, 5)))
+        np.testing.assert_array_less(np.abs(computed - weights), 0.501 * step + np.zeros_like(weights))
+
+
+def test_packed_constants_of_the_model_itself_stay_as_they_are() -> None:
+    x = parameter((1, 3))
+    packed = ov.Tensor(ov.Type.u4, ov.Shape([1, 5]))
+    packed.data[:] = [0x21, 0x43, 0xF5]
+    brought = named(op.constant(packed), "brought")
+    summed = op.add(matmul(x, random(3, 5), "layer"), op.multiply(op.convert(brought, "f32"), np.float32(0.5)))
+    result = quantized(model(named(summed, "sum"), x), images(2, (1, 3)))
+    assert nodes(compressed(result.model))["brought"].data.tolist() == [0x21, 0x43, 0xF5]
+
+
 def test_json_holds_what_was_written() -> None:
     result = quantized(network(), IMAGES, correction=ON, preset="mixed")
     data = quantizers_json(result.plan, result.solved, "mixed", "ANY")
