@@ -24,19 +24,21 @@ def main(config: Config) -> dict[str, Any]:
     from stages.quantization.build import build, quantizers_json, save_model
     from stages.quantization.model.graph import read_graph
     from stages.quantization.planning import make_plan, require_something_to_quantize
+    from stages.quantization.statistics.masks import warnings
     from stages.quantization.statistics.store import load
     from stages.runtime import engine
 
     model = engine.read_artifact(artifacts.folder("prepare"))
     statistics = load(artifacts.folder("collect_statistics"))
-    plan = make_plan(read_graph(model), read_target(config.target_device), config.quantization, statistics)
+    graph = read_graph(model)
+    plan = make_plan(graph, read_target(config.target_device), config.quantization, statistics)
     require_something_to_quantize(plan)
     quantized, solved = build(model, statistics, plan, pot_compatible=config.quantization.pot_compatible)
     with artifacts.writing(artifacts.folder(NAME)) as folder:
         save_model(quantized, folder)
-        artifacts.write_json(
-            folder / "quantizers.json", quantizers_json(plan, solved, config.quantization.preset, config.target_device.name)
-        )
+        remarks = warnings(graph, plan, config.quantization.model_type)
+        data = quantizers_json(plan, solved, config.quantization.preset, config.target_device.name, remarks)
+        artifacts.write_json(folder / "quantizers.json", data)
     return {"quantizers": len(plan.quantizers)}
 
 

@@ -235,7 +235,8 @@ def quantizers() -> dict[str, Any]:
         for port, kind in ((0, "activations"), (1, "weights")):
             layers = [{"name": name, "type": "Convolution", "port": port}]
             entries.append({"name": f"{name}/fq_{port}", "kind": kind, "layers": layers, "restriction": None})
-    return {"preset": "performance", "target_device": "ANY", "quantizers": entries, "float": [], "aligned": [], "not_aligned": []}
+    lists: dict[str, Any] = {"warnings": [], "quantizers": entries, "float": [], "aligned": [], "not_aligned": []}
+    return {"preset": "performance", "target_device": "ANY", **lists}
 
 
 def layers() -> list[dict[str, Any]]:

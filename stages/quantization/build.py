@@ -148,13 +148,13 @@ def set_bias(graph: Graph, node: Node, bias: NDArray[np.float64]) -> None:
 # ------------------------------------------------------------------------------------------------------------- storage
 
 
-def quantizers_json(plan: Plan, solved: Solved, preset: str, target_device: str) -> dict[str, Any]:
-    """The plan with the computed ranges: what `quantizers.json` holds."""
+def quantizers_json(plan: Plan, solved: Solved, preset: str, target_device: str, warnings: Sequence[str] = ()) -> dict[str, Any]:
+    """The plan with the computed ranges: what `quantizers.json` holds. warnings: what the summary is to say of it."""
     data = plan_to_json(plan)
     for entry, quantizer in zip(data["quantizers"], plan.quantizers, strict=True):
         entry["levels"] = quantizer.scheme.levels(quantizer.kind)
         entry |= range_json(solved.ranges[quantizer.name], quantizer.doubled)
-    return {"preset": preset, "target_device": target_device, **data}
+    return {"preset": preset, "target_device": target_device, "warnings": list(warnings), **data}
 
 
 def corrections_json(solved: Solved) -> dict[str, Any]:
@@ -196,7 +196,7 @@ def _keep_zero_points(model: ov.Model) -> None:
         sources += [node.input_value(index).get_node() for index in range(1, 5)]
         if any(source.get_type_name() != "Constant" for source in sources):
             continue
-        values, low, high, lowest, highest = (np.asarray(source.data, np.float32) for source in sources)
+        values, low, high, lowest, highest = (source.data.astype(np.float32) for source in sources)
         scale, below = (highest - lowest) / np.float32(levels - 1), np.float32(levels // 2)
         zero_point = -below - lowest / scale
         stored = np.round((fake_quantize(values, Range(low, high), levels) - low) / (high - low) * (levels - 1)) - below

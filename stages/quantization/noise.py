@@ -9,6 +9,7 @@ The tensors are those of the aligned model (`aligned_model`): that is what the r
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -26,6 +27,8 @@ from stages.quantization.solution.ranges import Range
 from stages.quantization.solution.solve import dequantized_weights, quantized_constant, range_shape
 from stages.quantization.statistics.store import Statistics
 
+LARGEST_SQUARED = 1e12  # the sum of the squares of a billion such numbers is still far from the largest in f32
+
 
 def aligned_model(model: ov.Model, statistics: Statistics, plan: Plan) -> ov.Model:
     """The floating-point model after channel alignment, to which the plan's ranges belong; it computes the same."""
@@ -42,8 +45,8 @@ def ranges_from_json(data: Mapping[str, Any]) -> dict[str, Range]:
 
 
 def decibels(signal: float, noise: float) -> float | None:
-    """A power ratio in decibels, rounded to what is worth reading; None where there is no signal or no noise."""
-    return round(10.0 * float(np.log10(signal / noise)), 2) if signal > 0 and noise > 0 else None
+    """A power ratio in decibels, rounded to what is worth reading; None where there is no signal or no noise, or more than numbers hold."""
+    return round(10.0 * float(np.log10(signal / noise)), 2) if 0 < signal < math.inf and 0 < noise < math.inf else None
 
 
 def weight_noise(
@@ -89,7 +92,7 @@ class ActivationNoise:
             quantized = operations.fake_quantize(source, low, high, low, high, quantizer.scheme.levels(ACTIVATIONS))
             error = operations.subtract(quantized, source)
             axes = np.array([axis for axis in range(len(shape)) if axis != channel_axis(shape)], dtype=np.int64)
-            results += [operations.result(operations.reduce_l2(tensor, axes)) for tensor in (source, error)]
+            results += [operations.result(operations.reduce_l2(tensor, axes)) for tensor in _squarable((source, error), low, high)]
         for result in list(self.model.get_results()):
             self.model.remove_result(result)
         self.model.add_results(results)
@@ -113,7 +116,7 @@ class ActivationNoise:
         """
         found = {}
         for name, (signal, error) in self._powers(outputs):
-            alive = signal > 0
+            alive = (signal > 0) & np.isfinite(signal) & np.isfinite(error)
             found[name] = float(np.mean(np.minimum(error[alive] / signal[alive], 1.0))) if alive.any() else 0.0
         return found
 
@@ -124,6 +127,16 @@ class ActivationNoise:
             squares = [value.astype(np.float64) ** 2 for value in values]
             sums = [total + square for total, square in zip(sums, squares, strict=True)] if sums else squares
         return zip(self.names, zip(sums[::2], sums[1::2], strict=True), strict=True)
+
+
+def _squarable(tensors: Iterable[Any], low: NDArray[np.float32], high: NDArray[np.float32]) -> list[Any]:
+    """The tensors, or the same share of each where f32 cannot hold the squares of what lies in the range."""
+    largest = max(float(np.abs(border).max()) for border in (low, high))
+    if not largest or 1 / LARGEST_SQUARED <= largest <= LARGEST_SQUARED:
+        return list(tensors)
+    # A power of two: nothing is rounded.
+    factor = np.float32(2.0 ** -math.floor(math.log2(largest)))
+    return [operations.multiply(tensor, factor) for tensor in tensors]
 
 
 def channel_axis(shape: Sequence[int]) -> int | None:

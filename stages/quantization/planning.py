@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from functools import partial
 from typing import NamedTuple
-
-import numpy as np
-from numpy.typing import NDArray
 
 from stages.common.errors import UserError
 from stages.configuration import schema
@@ -20,7 +18,6 @@ from stages.quantization.model.graph import (
     Edge,
     Graph,
     Node,
-    constant_value,
     nodes_in_bodies,
     operation_kind,
     walk,
@@ -35,6 +32,7 @@ from stages.quantization.placement.placing import ALREADY_QUANTIZED, FAKE_QUANTI
 from stages.quantization.placement.plan import Float, NotAligned, Place, Plan, Quantizer, TensorName
 from stages.quantization.placement.unify import unified_groups
 from stages.quantization.statistics.estimators import resolve_estimator
+from stages.quantization.statistics.masks import magnitudes, masked_sums, readers_of_infinite
 from stages.quantization.statistics.points import has_channels
 from stages.quantization.statistics.store import Statistics
 
@@ -55,7 +53,7 @@ def make_plan(graph: Graph, target: Target, config: schema.Quantization, statist
     """The configuration of the quantized model that `config` asks for on `target`.
 
     Operations that read infinite constants, or infinite values according to `statistics`, such as an attention mask, stay in
-    floating point.
+    floating point (`masks`).
     """
     return make_offer(graph, target, config, statistics).plan
 
@@ -64,18 +62,22 @@ def make_offer(graph: Graph, target: Target, config: schema.Quantization, statis
     """Like `make_plan`, with everything between which a search may choose."""
     ignored = ignored_operations(graph, target, config)
     if not config.pot_compatible:
-        ignored = before_logarithms(graph, target) | ignored
-    offer = _offer(graph, target, config, ignored)
-    while infinite := _readers_of_infinite(graph, offer.plan, statistics).keys() - ignored.keys():
-        ignored = ignored | dict.fromkeys(infinite, "reads values that are not finite")
-        offer = _offer(graph, target, config, ignored)
+        ignored = masked_sums(graph) | before_logarithms(graph, target) | ignored
+    largest = magnitudes(statistics)
+    offer = _offer(graph, target, config, ignored, largest)
+    while infinite := readers_of_infinite(graph, offer.plan, statistics, masks=not config.pot_compatible):
+        if not infinite.keys() - ignored.keys():
+            break
+        ignored = infinite | ignored
+        offer = _offer(graph, target, config, ignored, largest)
     return offer
 
 
-def _offer(graph: Graph, target: Target, config: schema.Quantization, ignored: dict[Node, str]) -> Offer:
-    placement = place(
-        graph, target, ignored_blocks(graph, target.rules), ignored, without_gain(graph, target, config), config.pot_compatible
-    )
+def _offer(
+    graph: Graph, target: Target, config: schema.Quantization, ignored: dict[Node, str], largest: Mapping[TensorName, float]
+) -> Offer:
+    gainless = without_gain(graph, target, config)
+    placement = place(graph, target, ignored_blocks(graph, target.rules), ignored, gainless, config.pot_compatible, largest)
     candidates = alignment_candidates(graph) if config.use_channel_alignment else []
     aligned = tuple((pair.first.name, pair.second.name) for pair in candidates if pair.reason is None)
     not_aligned = tuple(NotAligned(pair.first.name, pair.second.name, pair.reason) for pair in candidates if pair.reason is not None)
@@ -83,28 +85,6 @@ def _offer(graph: Graph, target: Target, config: schema.Quantization, ignored: d
     quantizers, schemes, refused = _quantizers(placement, target, config, doubled)
     floats = _floats(placement, quantizers, refused) + _in_bodies(graph, target)
     return Offer(Plan(tuple(quantizers), tuple(floats), aligned, not_aligned, config.stat_batch_size), schemes)
-
-
-def _readers_of_infinite(graph: Graph, plan: Plan, statistics: Statistics | None) -> dict[Node, None]:
-    """The operations whose quantizers are on constants, or tensors for some sample, with values that are not finite."""
-    found: dict[Node, None] = {}
-    for quantizer in plan.quantizers:
-        if not np.isfinite(_extremes(graph, quantizer, statistics)).all():
-            found |= dict.fromkeys(graph.by_name[place.name] for place in quantizer.layers or quantizer.consumers)
-    return found
-
-
-def _extremes(graph: Graph, quantizer: Quantizer, statistics: Statistics | None) -> NDArray[np.floating]:
-    """Values that are finite if all are that the quantizer is on; none where that is not known."""
-    if quantizer.kind == WEIGHTS:
-        return constant_value(graph.by_name[quantizer.source.name])
-    if statistics is None:
-        return np.empty(0)
-    try:
-        lowest, highest, _ = statistics.tails(quantizer.source)
-    except KeyError:
-        return np.empty(0)  # not collected: whoever needs it says so
-    return np.asarray([lowest[..., 0], highest[..., 0]])
 
 
 # --------------------------------------------------------------------------------------------------- saturation fix

@@ -37,7 +37,7 @@ def summary(config: Config) -> str:
         *_fixed_shape(samples),
         "",
         *_table(evaluation, speed),
-        *(f"WARNING: {warning}" for warning in evaluation["warnings"]),
+        *(f"WARNING: {warning}" for warning in (*evaluation["warnings"], *quantizers["warnings"])),
         "",
         *_statistics(),
         *_quantized(quantizers, rows),

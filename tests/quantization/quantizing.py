@@ -73,9 +73,9 @@ class Quantized:
         return {(entry.name, entry.port): entry.reason for entry in self.plan.floats}
 
 
-def plan_of(tested: ov.Model, device: str = "any", **config: Any) -> Plan:
+def plan_of(tested: ov.Model, device: str = "any", statistics: Statistics | None = None, **config: Any) -> Plan:
     """The plan for a model under a configuration."""
-    return make_plan(read_graph(tested), target(device), schema.Quantization(**config))
+    return make_plan(read_graph(tested), target(device), schema.Quantization(**config), statistics)
 
 
 def quantized(
@@ -92,7 +92,7 @@ def quantized(
     statistics = statistics_of(
         tested, samples, probabilities, channel_probabilities, device, every_channel, config.get("pot_compatible", False)
     )
-    plan = plan_of(tested, device, **config)
+    plan = plan_of(tested, device, statistics, **config)
     result, solved = build(
         tested, statistics, plan, correction or schema.BiasCorrection(enabled=False), config.get("pot_compatible", False)
     )

@@ -81,7 +81,14 @@ def test_uniform_values_have_six_decibels_per_bit() -> None:
         assert found["q"] == pytest.approx(20 * np.log10(2**bits - 1), abs=0.02)
 
 
-@pytest.mark.parametrize(("signal", "noise", "expected"), [(100.0, 1.0, 20.0), (1.0, 0.0, None), (0.0, 1.0, None), (0.0, 0.0, None)])
+@pytest.mark.parametrize(
+    ("signal", "noise", "expected"),
+    [
+        (100.0, 1.0, 20.0),
+        *((1.0, 0.0, None), (0.0, 1.0, None), (0.0, 0.0, None)),
+        *((np.inf, 1.0, None), (1.0, np.inf, None), (np.inf, np.inf, None), (np.nan, 1.0, None)),
+    ],
+)
 def test_decibels(signal: float, noise: float, expected: float | None) -> None:
     assert decibels(signal, noise) == expected
 
@@ -104,6 +111,33 @@ def test_activations_equal_numpy_on_the_raw_tensors(model: ov.Model, images: lis
         power["q_image"] += (image.astype(np.float64) ** 2).sum(), ((rounded - image) ** 2).sum()
     expected = {name: 10 * np.log10(signal / error) for name, (signal, error) in power.items()}
     assert measured(model, quantizers, ranges, images) == pytest.approx(expected, abs=0.006)
+
+
+@pytest.mark.parametrize("magnitude", [1.0, 1e22, 1e29])
+def test_the_ratio_does_not_depend_on_the_unit(magnitude: float) -> None:
+    """The squares of 1e22 are more than f32 holds."""
+    values = np.random.default_rng(5).uniform(-1, 1, (1, 4, 500)).astype(np.float32)
+    image = operations.parameter(values.shape, np.float32, name="image")
+    noise = ActivationNoise(
+        ov.Model([operations.relu(image)], [image]),
+        Plan((quantizer("q", ACTIVATIONS, "image", "relu"),), ()),
+        {"q": scalar(-magnitude, magnitude)},
+    )
+    outputs = list(ov.Core().compile_model(noise.model, "CPU", F32)(values * np.float32(magnitude)).values())
+    rounded = np.rint((values.astype(np.float64) + 1) / 2 * 255) / 255 * 2 - 1
+    error, signal = np.sum((rounded - values) ** 2, axis=(0, 1)), np.sum(values.astype(np.float64) ** 2, axis=(0, 1))
+    assert noise.ratios([outputs])["q"] == pytest.approx(10 * np.log10(signal.sum() / error.sum()), abs=0.02)
+    assert noise.shares([outputs])["q"] == pytest.approx(np.mean(error / signal), rel=0.02)
+
+
+def test_what_is_too_large_to_be_measured_has_no_ratio_and_no_share() -> None:
+    image = operations.parameter([1, 2, 50], np.float32, name="image")
+    noise = ActivationNoise(
+        ov.Model([operations.relu(image)], [image]), Plan((quantizer("q", ACTIVATIONS, "image", "relu"),), ()), {"q": scalar(-1.0, 1.0)}
+    )
+    values = np.full((1, 2, 50), 1e30, np.float32)
+    outputs = list(ov.Core().compile_model(noise.model, "CPU", F32)(values).values())
+    assert (noise.ratios([outputs]), noise.shares([outputs])) == ({"q": None}, {"q": 0.0})
 
 
 @pytest.mark.parametrize("channels_last", [False, True])

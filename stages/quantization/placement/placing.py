@@ -16,6 +16,7 @@ import openvino as ov
 from stages.configuration.target_device import ACTIVATIONS, WEIGHTS, Target
 from stages.quantization.model.graph import OPERATIONS_WITH_WEIGHTS, Edge, Graph, Node, Port, operation_kind, walk, weight_constant
 from stages.quantization.placement.kernel_faults import BEHIND, FLOAT, PlacementFault, known_faults
+from stages.quantization.placement.plan import TensorName
 
 FAKE_QUANTIZE = "FakeQuantize"
 ALREADY_QUANTIZED = "already quantized in the model"
@@ -33,6 +34,7 @@ HARMLESS = JUMPABLE | {"Interpolate", "Result", "AvgPool", "ReduceMean", FAKE_QU
 
 FIRST_PORT_ONLY = frozenset({"Interpolate", "Power", "ReduceMean", "NormalizeL2", "MVN"})
 RECURRENT_PORTS = {"LSTMSequence": (0, 1, 4, 5), "GRUSequence": (0, 1, 3, 4)}
+MOST_CUT_OFF = 100.0  # times as large as what an operation passes on may be what it does not; else two or three levels are left
 TWO_OPERANDS = frozenset({"Convolution", "GroupConvolution", "ConvolutionBackpropData", "MatMul"})
 
 
@@ -54,6 +56,7 @@ def place(
     ignored: dict[Node, str],
     without_gain: Mapping[Node, str] = MappingProxyType({}),
     pot_compatible: bool = False,
+    largest: Mapping[TensorName, float] | None = None,
 ) -> Placement:
     """Put FakeQuantize nodes into a copy of `graph`.
 
@@ -65,13 +68,14 @@ def place(
         without_gain: Nodes that INT8 would not make faster; like those.
         pot_compatible: Also quantize what POT does and gains nothing: element-wise operations with a single number (on quantized data
             they are merged into the scale, on other data the quantizer is one operation more); and what `kernel_faults` says.
+        largest: The largest absolute value of tensors, where it is known: quantizers stay below what cuts extreme values off.
     """
     original = graph.nodes
     graph = graph.copy()
     twin = dict(zip(original, graph.nodes, strict=True))
     skipped, ignored, gainless = ({twin[node]: why for node, why in entries.items()} for entries in (skipped, ignored, without_gain))
     faults = {twin[node]: here for node, here in known_faults(Graph(original), target.rules, pot_compatible).items()}
-    work = _Work(graph, target, skipped, ignored, faults, gainless, pot_compatible)
+    work = _Work(graph, target, skipped, ignored, faults, gainless, pot_compatible, largest or {})
     work.insert_all()
     work.move_up()
     work.merge_siblings()
@@ -98,6 +102,7 @@ class _Work:
         faults: dict[Node, tuple[PlacementFault, ...]],
         without_gain: dict[Node, str],
         pot_compatible: bool,
+        largest: Mapping[TensorName, float],
     ) -> None:
         self.graph = graph
         self.target = target
@@ -106,6 +111,7 @@ class _Work:
         self.faults = faults
         self.without_gain = without_gain
         self.pot_compatible = pot_compatible
+        self.largest = largest
         self.floats: list[tuple[Node, int | None, str]] = []
         self.requested: list[Edge] = []
         self.inserted: list[Node] = []
@@ -277,8 +283,20 @@ class _Work:
         return not port.node.constant or weight_constant(port) is not None
 
     def _blocked(self) -> set[Node]:
-        """Operations above which a quantizer would reach somebody who reads floating-point data now."""
-        return {node for node in self.graph.nodes if self.agnostic(node) and not node.constant and self._is_blocked(node)}
+        """Operations above which a quantizer would reach somebody who reads floating-point data now, or to values that they cut off."""
+        candidates = (node for node in self.graph.nodes if self.agnostic(node) and not node.constant)
+        return {node for node in candidates if self._is_blocked(node) or self._cuts_off(node)}
+
+    def _cuts_off(self, node: Node) -> bool:
+        """Whether a range above the operation would leave hardly a level to what comes out of it, such as log(0) before a Maximum."""
+        above = max((self._largest(port) for port in node.inputs), default=0.0)
+        below = min((self._largest(Port(node, index), math.inf) for index in range(len(node.consumers))), default=math.inf)
+        if above == math.inf:
+            return below < math.inf
+        return not self.pot_compatible and above > MOST_CUT_OFF * below > 0
+
+    def _largest(self, port: Port, unknown: float = 0.0) -> float:
+        return self.largest.get(TensorName(port.node.name, port.index), unknown)
 
     def _is_blocked(self, start: Node) -> bool:
         for node in walk([start], _down):

@@ -264,9 +264,9 @@ def test_cpu_spr_keeps_both_where_no_layer_precedes() -> None:
 @given(models())
 @settings(max_examples=60, deadline=None)
 def test_every_input_of_a_quantizable_operation_is_quantized_or_has_a_reason(tested: ov.Model) -> None:
-    for device, config in (("any", {}), ("cpu_spr", {}), ("gpu", {"pot_compatible": True})):
+    for device, pot_compatible in (("any", False), ("cpu_spr", False), ("gpu", True)):
         tables = target(device)
-        graph, plan = read_graph(tested), plan_of(tested, device, **config)
+        graph, plan = read_graph(tested), plan_of(tested, device, pot_compatible=pot_compatible)
         quantized = {(place.name, place.port) for quantizer in plan.quantizers for place in quantizer.layers}
         why = {(entry.name, entry.port) for entry in plan.floats}
         assert all(entry.reason for entry in plan.floats)
