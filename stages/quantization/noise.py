@@ -21,8 +21,8 @@ from openvino import opset13 as operations
 
 from stages.configuration.target_device import ACTIVATIONS, WEIGHTS
 from stages.quantization.build import build
-from stages.quantization.model.graph import constant_value, read_graph
-from stages.quantization.placement.plan import Plan
+from stages.quantization.model.graph import OPERATIONS_WITH_WEIGHTS, Graph, Port, bias_add, constant_value, read_graph
+from stages.quantization.placement.plan import Plan, Quantizer
 from stages.quantization.solution.ranges import Range
 from stages.quantization.solution.solve import dequantized_weights, quantized_constant, range_shape
 from stages.quantization.statistics.store import Statistics
@@ -80,13 +80,13 @@ class ActivationNoise:
         self.model = model.clone()
         graph = read_graph(self.model)
         quantizers = [quantizer for quantizer in plan.quantizers if quantizer.kind == ACTIVATIONS]
-        quantizers.sort(key=lambda quantizer: (graph.by_name[quantizer.source.name].order, quantizer.source.port))
+        read = {quantizer: _read(graph, quantizer) for quantizer in quantizers}
+        quantizers.sort(key=lambda quantizer: (read[quantizer].node.order, read[quantizer].index))
         self.names = [quantizer.name for quantizer in quantizers]
         results = []
         for quantizer in quantizers:
-            node = graph.by_name[quantizer.source.name]
-            shape = node.shapes[quantizer.source.port] or ()
-            source = node.operation.output(quantizer.source.port)
+            port = read[quantizer]
+            shape, source = port.node.shapes[port.index] or (), port.node.operation.output(port.index)
             spread = range_shape(graph, quantizer, shape)
             low, high = (border.astype(np.float32).reshape(spread if border.size > 1 else ()) for border in ranges[quantizer.name])
             quantized = operations.fake_quantize(source, low, high, low, high, quantizer.scheme.levels(ACTIVATIONS))
@@ -127,6 +127,13 @@ class ActivationNoise:
             squares = [value.astype(np.float64) ** 2 for value in values]
             sums = [total + square for total, square in zip(sums, squares, strict=True)] if sums else squares
         return zip(self.names, zip(sums[::2], sums[1::2], strict=True), strict=True)
+
+
+def _read(graph: Graph, quantizer: Quantizer) -> Port:
+    """The tensor that a quantizer is put on: behind the bias that alignment gave to a layer without one."""
+    source = Port(graph.by_name[quantizer.source.name], quantizer.source.port)
+    given = bias_add(source.node) if source.node.type in OPERATIONS_WITH_WEIGHTS else None
+    return source if given is None or given.name in {place.name for place in quantizer.consumers} else Port(given, 0)
 
 
 def _squarable(tensors: Iterable[Any], low: NDArray[np.float32], high: NDArray[np.float32]) -> list[Any]:

@@ -20,6 +20,9 @@ from stages.quantization.placement.plan import Border, Estimator, Place, Plan, Q
 from stages.quantization.solution.ranges import Range
 from stages.quantization.statistics.collection import collect
 from stages.quantization.statistics.points import statistics_points
+from tests.quantization import small
+from tests.quantization.quantizing import infer, quantized, statistics_of, tensor
+from tests.quantization.small import parameter, random
 
 ROOT = Path(__file__).resolve().parents[2]
 F32 = {"INFERENCE_PRECISION_HINT": "f32"}
@@ -194,6 +197,25 @@ def test_the_aligned_model_computes_the_same_with_equal_channels(model: ov.Model
         np.testing.assert_allclose(after(image)[0], before(image)[0], atol=2e-4, rtol=1e-4)
     uneven, even = (np.ptp(between(each, images[1]), axis=(0, 2, 3)) for each in (model, aligned))
     assert even.max() / even.min() < 3 < 30 < uneven.max() / uneven.min()
+
+
+def test_noise_behind_the_bias_that_alignment_gives(images: list[np.ndarray]) -> None:
+    """Neither layer has one: the range belongs to the shifted tensor."""
+    x = parameter((1, 3, 16, 16))
+    first = small.convolution(x, random(6, 3, 3, 3) + 0.3, "first")
+    tested = small.model(small.convolution(first, random(4, 6, 1, 1), "second"), x)
+    samples = [np.abs(image) for image in images]  # far from zero on average
+    found = quantized(tested, samples)
+    assert found.plan.aligned == (("first", "second"),)
+    (source,) = (q for q in found.plan.quantizers if q.source.name == "first")
+    aligned = aligned_model(tested, statistics_of(tested, samples), found.plan)
+    noise = ActivationNoise(aligned, found.plan, found.solved.ranges)
+    low, high = (float(border) for border in found.solved.ranges[source.name])
+    signal = error = 0.0
+    for values in tensor(aligned, "first/bias", samples):
+        rounded = low + np.rint(np.clip((values - low) / (high - low), 0, 1) * 255) / 255 * (high - low)
+        signal, error = signal + np.sum(values.astype(np.float64) ** 2), error + np.sum((rounded - values).astype(np.float64) ** 2)
+    assert noise.ratios(infer(noise.model, samples))[source.name] == pytest.approx(10 * np.log10(signal / error), abs=0.05)
 
 
 def between(model: ov.Model, image: np.ndarray) -> np.ndarray:

@@ -115,6 +115,7 @@ LEFT = {
 }
 # How many layers of how many POT's rule leaves alone (README: one bias element near zero, or none, is enough).
 POT_LEAVES = {"smallcnn": (5, 8), "mbv2": (5, 24), "resnet": (9, 14), "mbv3se": (6, 19), "seg": (4, 9), "transformer14": (9, 14)}
+POT_LEAVES["pairs"] = (0, 23)  # all its layers without a bias get one when channels are aligned
 POT_LEAVES_WITH = {"mbv3se.quantile": (5, 19), "mbv3se.hl_estimator": (5, 19)}
 
 

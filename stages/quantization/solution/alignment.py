@@ -47,7 +47,7 @@ class Aligned(NamedTuple):
 def compute_alignment(low: Array, high: Array, can_shift: bool) -> Alignment:
     """Shift and scale per channel from the channels' tail quantiles per sample, low and high [N, C].
 
-    The median over the samples counts. can_shift: both operations have a bias to take the shift.
+    The median over the samples counts. can_shift: the shift can be subtracted from one bias and added to the other.
     """
     low, high = np.median(low, axis=0), np.median(high, axis=0)
     shift = (low + high) / 2 if can_shift else np.zeros_like(low)
@@ -67,7 +67,7 @@ def pair_alignment(first: Node, second: Node, statistics: Statistics) -> Alignme
         low, high = (tail_quantile(table[tensor], size, TAIL) for table in (statistics.channel_lowest, statistics.channel_highest))
     except KeyError:
         raise UserError(f"statistics hold no channels of {tensor.name}; run `dvc repro --force collect_statistics`") from None
-    return compute_alignment(low, high, can_shift=bias_values(first) is not None and bias_values(second) is not None)
+    return compute_alignment(low, high, can_shift=all(_bias(node) is not None for node in (first, second)))
 
 
 def align(graph: Graph, statistics: Statistics, plan: Plan) -> Aligned:
@@ -82,17 +82,22 @@ def align(graph: Graph, statistics: Statistics, plan: Plan) -> Aligned:
         first_weights, second_weights = (
             layout.canonical(weights.get(layout.constant.name, constant_value(layout.constant))) for layout in (first_layout, second_layout)
         )
-        first_bias, second_bias = (biases.get(node.name, bias_values(node)) for node in (first, second))
-        if first_bias is not None and second_bias is not None:
+        first_bias, second_bias = (biases.get(node.name, _bias(node)) for node in (first, second))
+        if second_bias is not None and shift.any():
             kernel = tuple(range(2, second_weights.ndim))
             biases[second.name] = second_bias + second_weights.sum(axis=kernel, dtype=np.float64) @ shift
-        if first_bias is not None:
+        if first_bias is not None and (shift.any() or first_bias.any()):
             biases[first.name] = (first_bias - shift) / scale
         of_first, of_second = scale.reshape(-1, *[1] * (first_weights.ndim - 1)), scale.reshape(1, -1, *[1] * (second_weights.ndim - 2))
         weights[first_layout.constant.name] = first_layout.restored((first_weights / of_first).astype(np.float32))
         weights[second_layout.constant.name] = second_layout.restored((second_weights * of_second).astype(np.float32))
         statistics = aligned_statistics(statistics, aligned_tensor(second), first.name, second.name, alignment)
     return Aligned(weights, biases, statistics)
+
+
+def _bias(node: Node) -> Array | None:
+    """The bias [C] that a shift is added to: zeros where there is none; None where it is not one value per channel."""
+    return np.zeros(_layout(node).outputs) if bias_add(node) is None else bias_values(node)
 
 
 def _layout(node: Node) -> Layout:

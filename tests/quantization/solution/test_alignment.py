@@ -72,17 +72,18 @@ def test_statistics_by_arithmetic_are_those_of_the_aligned_model(kind: dict[str,
     result = aligned_only(tested, statistics)
     computed = align(read_graph(tested), statistics, Plan((), (), (("first", "second"),))).statistics
     collected = statistics_of(result, SAMPLES, probabilities, probabilities, every_channel=True)
-    tensor = between(tested)
     for quantity in ("lowest", "highest", "channel_lowest", "channel_highest"):
-        ours, theirs = getattr(computed, quantity)[tensor], getattr(collected, quantity)[tensor]
+        ours, theirs = getattr(computed, quantity)[between(tested)], getattr(collected, quantity)[between(result)]
         np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-4, err_msg=quantity)
     for quantity in ("input_mean", "output_mean"):
         for layer, theirs in getattr(collected, quantity).items():
             np.testing.assert_allclose(getattr(computed, quantity)[layer], theirs, rtol=1e-4, atol=1e-4, err_msg=f"{quantity} {layer}")
 
 
-def test_channels_become_equal() -> None:
-    tested = pair()
+@pytest.mark.parametrize("kind", KINDS, ids=str)
+def test_channels_become_equal(kind: dict[str, Any]) -> None:
+    """Around zero, too, as a bias that is missing can be given."""
+    tested = pair(**kind)
     name, statistics = between(tested), statistics_of(tested, SAMPLES)
     aligned = align(read_graph(tested), statistics, Plan((), (), (("first", "second"),))).statistics
     spreads = []
@@ -93,6 +94,15 @@ def test_channels_become_equal() -> None:
     assert spreads[1].max() / spreads[1].min() < 1.25
     middle = np.median(aligned.channel_highest[name][:, :, 0], axis=0) + np.median(aligned.channel_lowest[name][:, :, 0], axis=0)
     np.testing.assert_allclose(middle, 0, atol=0.05 * spreads[1].max())
+
+
+def test_a_bias_that_is_not_one_value_per_channel_takes_no_shift() -> None:
+    x = parameter((1, 4, 8, 8))
+    second = convolution(convolution(x, uneven(6, 4, 3, 3), "first", pads_begin=[1], pads_end=[1]), random(5, 6, 1, 1), "second")
+    tested = model(named(op.relu(op.add(second, constant(random(1, 5, 8, 8), "positions"))), "relu"), x)
+    result = aligned_only(tested, statistics_of(tested, SAMPLES))
+    same(result, tested, SAMPLES)
+    assert not [node for node in result.get_ops() if node.get_friendly_name().endswith("/bias")]
 
 
 def test_without_quantiles_only_minima_and_maxima_are_known() -> None:
