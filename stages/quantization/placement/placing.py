@@ -20,6 +20,7 @@ from stages.quantization.placement.plan import TensorName
 
 FAKE_QUANTIZE = "FakeQuantize"
 ALREADY_QUANTIZED = "already quantized in the model"
+FROM_SHAPES = "input is computed from shapes"
 
 # Operations that a quantizer jumps over by moving to their first input, to all inputs, or to all non-constant inputs.
 JUMP_FIRST_INPUT = frozenset(
@@ -185,15 +186,22 @@ class _Work:
         if reason := self._fault(node, FLOAT):
             return reason
         # OpenVINO compiles no recurrent cell of which the weights alone are quantized.
-        moving = [port for port in self._ports(node) if not node.inputs[port].node.constant]
-        against = (self._reason_against_port(node, port) for port in moving)
-        return next((reason for reason in against if reason and reason != ALREADY_QUANTIZED), None)
+        for port in (port for port in self._ports(node) if not node.inputs[port].node.constant):
+            reason = self._reason_against_port(node, port)
+            if reason == FROM_SHAPES:
+                # A state of known size becomes a constant. With another OpenVINO's CPU does not compile a cell of which the
+                # weights are quantized and the state is not.
+                shape = node.inputs[port].node.shapes[node.inputs[port].index]
+                reason = "a recurrent cell with a state of dynamic size" if shape is None or -1 in shape else None
+            if reason and reason != ALREADY_QUANTIZED:
+                return reason
+        return None
 
     def _reason_against_port(self, node: Node, port: int) -> str | None:
         producer = node.inputs[port]
         source = producer.node
         if source.from_shape:
-            return "input is computed from shapes"
+            return FROM_SHAPES
         if source.type == FAKE_QUANTIZE:
             return ALREADY_QUANTIZED
         group = WEIGHTS if source.constant else ACTIVATIONS

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stages.common.errors import UserError
-from stages.quantization.model.graph import Graph, Node, constant_value
+from stages.quantization.model.graph import Graph, Node, bias_add, constant_value
 from stages.quantization.model.weights import Layout, bias_values, weight_layout
 from stages.quantization.placement.alignment_pairs import TAIL, aligned_tensor
 from stages.quantization.placement.plan import Plan, TensorName
