@@ -31,7 +31,7 @@ def main(config: Config) -> dict[str, Any]:
     from stages.quantization.statistics.collection import collect
     from stages.quantization.statistics.passes import BUDGET
     from stages.quantization.statistics.points import statistics_points
-    from stages.quantization.statistics.store import save
+    from stages.quantization.statistics.store import empty_tensors, save
     from stages.runtime import engine
     from stages.runtime.samples import calibration_samples
 
@@ -55,7 +55,9 @@ def main(config: Config) -> dict[str, Any]:
     statistics = collect(model, points, asked.outlier_probs, asked.channel_outlier_probs, infer, len(samples), budget)
     with artifacts.writing(artifacts.folder(NAME)) as folder:
         save(statistics, folder)
-    return {"samples": len(samples), "tensors": len(points.tensors), "passes": passes}
+    empty = empty_tensors(statistics)
+    found = {"empty": {"tensors": len(empty), "samples": max(empty.values())}} if empty else {}
+    return {"samples": len(samples), "tensors": len(points.tensors), "passes": passes, **found}
 
 
 if __name__ == "__main__":

@@ -32,7 +32,7 @@ from stages.quantization.placement.placing import ALREADY_QUANTIZED, FAKE_QUANTI
 from stages.quantization.placement.plan import Float, NotAligned, Place, Plan, Quantizer, TensorName
 from stages.quantization.placement.unify import unified_groups
 from stages.quantization.statistics.estimators import resolve_estimator
-from stages.quantization.statistics.masks import magnitudes, masked_sums, readers_of_infinite
+from stages.quantization.statistics.masks import magnitudes, masked_sums, readers_without_range
 from stages.quantization.statistics.points import has_channels
 from stages.quantization.statistics.store import Statistics
 
@@ -65,7 +65,7 @@ def make_offer(graph: Graph, target: Target, config: schema.Quantization, statis
         ignored = masked_sums(graph) | before_logarithms(graph, target) | ignored
     largest = magnitudes(statistics)
     offer = _offer(graph, target, config, ignored, largest)
-    while infinite := readers_of_infinite(graph, offer.plan, statistics, masks=not config.pot_compatible):
+    while infinite := readers_without_range(graph, offer.plan, statistics, masks=not config.pot_compatible):
         if not infinite.keys() - ignored.keys():
             break
         ignored = infinite | ignored

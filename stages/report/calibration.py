@@ -16,6 +16,8 @@ def statistics_collected() -> str | None:
     if "tensors" not in record:
         return None
     text = f"over {plural(record['samples'], 'sample')} collected {plural(record['tensors'], 'tensor')}"
+    if empty := record.get("empty"):
+        text += f", {empty['tensors']} of them empty for up to {plural(empty['samples'], 'sample')}, which are left out"
     if record["passes"] == 1:
         return f"one pass {text}"
     return f"{record['passes']} passes {text}, few at a time to spare memory (collect_statistics.inplace_statistic)"

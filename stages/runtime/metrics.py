@@ -312,10 +312,13 @@ class ReferenceError(Metric):
 
     def _distance(self, output: np.ndarray, reference: np.ndarray) -> float:
         if output.shape != reference.shape:
-            raise UserError(f"ReferenceError: the output's shape {list(output.shape)} differs from FP32's {list(reference.shape)}")
+            raise UserError(
+                f"ReferenceError: the output's shape {list(output.shape)} differs from FP32's {list(reference.shape)};"
+                " compare an output of fixed size (`output`), or use a metric for what the model finds"
+            )
         difference = output.astype(np.float64) - reference.astype(np.float64)
         if self.kind == "mean_squared":
-            return float(np.mean(difference**2))
+            return float(np.mean(difference**2)) if difference.size else 0.0
         norm = np.linalg.norm(reference.astype(np.float64))
         return float(np.linalg.norm(difference) / (norm if norm > 0 else 1.0))
 

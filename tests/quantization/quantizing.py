@@ -110,7 +110,7 @@ def same(first: ov.Model, second: ov.Model, samples: Sequence[Any], tolerance: f
     """AssertionError unless both models give the same outputs, to a share of each output's largest value."""
     for ours, theirs in zip(infer(first, samples), infer(second, samples), strict=True):
         for one, other in zip(ours, theirs, strict=True):
-            np.testing.assert_allclose(one, other, rtol=0, atol=tolerance * max(1.0, float(np.abs(other).max())))
+            np.testing.assert_allclose(one, other, rtol=0, atol=tolerance * max(1.0, float(np.abs(other).max(initial=0.0))))
 
 
 def types(tested: ov.Model) -> list[str]:

@@ -169,8 +169,16 @@ def test_what_was_collected_and_why(workspace: Path) -> None:
         "statistics: 5 passes over 300 samples collected 64 tensors, few at a time to spare memory (collect_statistics.inplace_statistic)"
     )
     assert expected in summary(built.config()).splitlines()
+    edit(record, passes=1, empty={"tensors": 3, "samples": 12})
+    expected = "statistics: one pass over 300 samples collected 64 tensors, 3 of them empty for up to 12 samples, which are left out"
+    assert expected in summary(built.config()).splitlines()
     record.unlink()
     assert "statistics:" not in summary(built.config())
+
+
+def test_warnings_of_quantize_are_shown(workspace: Path) -> None:
+    edit(workspace / "build/quantize/quantizers.json", warnings=["the model masks attention scores"])
+    assert "WARNING: the model masks attention scores" in summary(built.config()).splitlines()
 
 
 def test_layerwise_tuning_says_what_it_collected(workspace: Path) -> None:

@@ -376,6 +376,12 @@ def test_reference_error_of_several_outputs_is_their_mean() -> None:
     assert metric.per_sample(outputs, reference) == pytest.approx(1 / 4)
 
 
+@pytest.mark.parametrize("kind", ["relative", "mean_squared"])
+def test_reference_error_of_nothing_is_nothing(kind: str) -> None:
+    """Both models find nothing."""
+    assert bound(ReferenceError(kind), -1, 3).per_sample([np.zeros((0, 3), np.float32)], [np.zeros((0, 3), np.float32)]) == 0.0
+
+
 def test_reference_error_of_another_shape() -> None:
     with pytest.raises(UserError, match=r"shape \[1, 2\] differs from FP32's \[1, 3\]"):
         bound(ReferenceError(), 1, 3).per_sample([np.zeros((1, 2))], [np.zeros((1, 3))])

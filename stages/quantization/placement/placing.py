@@ -296,11 +296,14 @@ class _Work:
         return {node for node in candidates if self._is_blocked(node) or self._cuts_off(node)}
 
     def _cuts_off(self, node: Node) -> bool:
-        """Whether a range above the operation would leave hardly a level to what comes out of it, such as log(0) before a Maximum."""
+        """Whether a range above the operation would leave hardly a level to what comes out of it, such as log(0) before a Maximum.
+        Or would not hold it: the largest of nothing stands for infinity.
+        """
         above = max((self._largest(port) for port in node.inputs), default=0.0)
-        below = min((self._largest(Port(node, index), math.inf) for index in range(len(node.consumers))), default=math.inf)
-        if above == math.inf:
-            return below < math.inf
+        known = [port for index in range(len(node.consumers)) if self._largest(port := Port(node, index), -1.0) >= 0]
+        below = min(map(self._largest, known), default=above)
+        if math.inf in (above, below):
+            return above != below
         return not self.pot_compatible and above > MOST_CUT_OFF * below > 0
 
     def _largest(self, port: Port, unknown: float = 0.0) -> float:

@@ -29,6 +29,7 @@ from stages.quantization.noise import aligned_model
 from stages.quantization.placement.plan import Plan
 from stages.quantization.solution.biases import Correction, decide, threshold
 from stages.quantization.solution.solve import Solved, correctable, dequantized_weights, obstacle, quantized_constant, solve
+from stages.quantization.statistics.means import Means, channel_mean
 from stages.quantization.statistics.store import Statistics
 from stages.runtime import engine
 from stages.runtime.datasets import Sample
@@ -90,7 +91,11 @@ def accurate_corrections(
             means = walk.means(level)
             shifts = {}
             for name in level:
-                node, bias, shift = graph.by_name[name], old[name], expected[name] - means[name]
+                node, bias = graph.by_name[name], old[name]
+                if name not in expected or name not in means:
+                    results[name] = Correction(name, node.type, reason="it has no output for any sample")
+                    continue
+                shift = expected[name] - means[name]
                 corrected = shift + (0.0 if bias is None else bias)
                 results[name] = decide(node, bias, corrected, threshold(config), config.correct_zero_biases and not pot_compatible)
                 if results[name].bias is not None:
@@ -127,41 +132,33 @@ class _Runner:
         return engine.infer(compiled, inputs())
 
 
-def _mean(port: Port, channel_axis: int) -> ov.Output:
-    """Per channel, over all other axes."""
-    rank = len(port.node.shapes[port.index] or ())
-    axes = np.array([axis for axis in range(rank) if axis != channel_axis % rank], np.int64)
-    return op.reduce_mean(_as(_output(port), ov.Type.f32), axes, False).output(0)
-
-
 def _float_means(aligned: ov.Model, layers: Sequence[str], run: _Runner) -> dict[str, Array]:
     """What the layers' mean outputs [C] are in floating point, with their biases."""
     clone = aligned.clone()
     graph = read_graph(clone)
     nodes = [graph.by_name[name] for name in layers]
-    outputs = [_mean(Port(bias_add(node) or node, 0), output_channel_axis(node)) for node in nodes]
-    total = _Mean(layers)
-    for values in run(outputs, clone.get_parameters(), range(len(clone.inputs))):
+    outputs = [channel_mean(Port(bias_add(node) or node, 0), output_channel_axis(node), ov.Type.f32) for node in nodes]
+    total = _Totals(layers, [marked for _, marked in outputs])
+    for values in run([output for output, _ in outputs], clone.get_parameters(), range(len(clone.inputs))):
         total.add(values)
     return total.value()
 
 
-class _Mean:
+class _Totals:
     """The mean over samples of one array per layer."""
 
-    def __init__(self, layers: Sequence[str]) -> None:
-        self.sums: dict[str, Array] = dict.fromkeys(layers, np.zeros(()))
+    def __init__(self, layers: Sequence[str], marked: Sequence[bool]) -> None:
+        self._layers = list(zip(layers, marked, strict=True))
+        self._means = Means()
         self.samples = 0
 
     def add(self, values: Sequence[NDArray]) -> None:
-        for name, value in zip(self.sums, values, strict=True):
-            if not np.isfinite(value).all():
-                raise UserError(f"the model computes values that are not finite at {name} for calibration sample {self.samples}")
-            self.sums[name] = self.sums[name] + value.astype(np.float64)
+        for (name, marked), value in zip(self._layers, values, strict=True):
+            self._means.add(name, self.samples, value[None], marked=marked)
         self.samples += 1
 
     def value(self) -> dict[str, Array]:
-        return {name: total / self.samples for name, total in self.sums.items()}
+        return self._means.value()
 
 
 # ------------------------------------------------------------------------------------------------------------- walking
@@ -199,10 +196,11 @@ class _Walk:
     def means(self, level: Sequence[str]) -> dict[str, Array]:
         """The mean outputs [C] of a level's layers; keeps what it leaves."""
         new = [port for port in self._frontier() if port not in self.entries]
-        means = [_mean(Port(self.layers[name], 0), output_channel_axis(self.graph.by_name[name])) for name in level]
+        means = [channel_mean(Port(self.layers[name], 0), output_channel_axis(self.graph.by_name[name]), ov.Type.f32) for name in level]
         used = self._entries_before([*(Port(self.layers[name], 0) for name in level), *new])
-        outputs = [*means, *(_as(_output(port), _kept_type(port)) for port in new)]
-        self.fresh, size, total, carried = {port: [] for port in new}, 0, _Mean(level), self._size(self._frontier())
+        outputs = [*(mean for mean, _ in means), *(_as(_output(port), _kept_type(port)) for port in new)]
+        total = _Totals(level, [marked for _, marked in means])
+        self.fresh, size, carried = {port: [] for port in new}, 0, self._size(self._frontier())
         for values in self.run(outputs, [self.entries[port] for port in used], [self.kept[port] for port in used]):
             total.add(values[: len(means)])
             if self.fresh is None:

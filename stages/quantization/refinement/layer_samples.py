@@ -40,6 +40,11 @@ class Rows:
         """Some of the rows."""
         return Rows(self.inputs[:, rows], self.outputs[:, rows], self.sample[rows])
 
+    def within(self, limit: float) -> NDArray[np.bool_]:
+        """[N]: the rows without values of that magnitude."""
+        inputs, outputs = ((np.abs(values) < limit) for values in (self.inputs, self.outputs))
+        return np.asarray(inputs.all(axis=(0, 2, 3)) & outputs.all(axis=(0, 2)))
+
 
 def joined(parts: list[Rows]) -> Rows:
     """The rows of all parts, in their order."""

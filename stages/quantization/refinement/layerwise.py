@@ -30,6 +30,7 @@ from stages.quantization.solution.biases import Correction
 from stages.quantization.solution.ranges import Range
 from stages.quantization.solution.solve import Solved, correctable
 from stages.quantization.solution.tuned import Tuned, TunedLayer, alignment_of
+from stages.quantization.statistics.masks import BEYOND
 from stages.quantization.statistics.store import Statistics
 from stages.runtime import engine
 from stages.runtime.datasets import Sample
@@ -174,8 +175,11 @@ def _collected(
     samples: _Chosen,
     settings: schema.Engine,
     worked: Callable[[int], None],
-) -> list[Rows]:
-    """The rows of some layers, in one pass. quantized: the model whose inputs they get, if not those of the aligned one."""
+) -> list[Rows | None]:
+    """The rows of some layers, in one pass; None where there are none.
+
+    quantized: The model whose inputs they get, if not those of the aligned one.
+    """
     nodes = [subject.layout.node for subject in group]
     models = [_outputs_of(aligned, nodes, inputs=quantized is None, outputs=True)]
     if quantized is not None:
@@ -185,12 +189,14 @@ def _collected(
     for sample, values in enumerate(zip(*runs, strict=True)):
         sources, outputs = values[-1][: len(group)], values[0][-len(group) :]
         for subject, part, source, output in zip(group, parts, sources, outputs, strict=True):
+            if not output.size:
+                continue
             rows = _rows(subject, source, output, sample, samples.seed)
             if not (np.isfinite(rows.inputs).all() and np.isfinite(rows.outputs).all()):
                 raise UserError(f"the model computes values that are not finite at {subject.name} for calibration sample {sample}")
-            part.append(rows)
+            part.append(rows.take(rows.within(BEYOND)))
         worked(1)
-    return [joined(part) for part in parts]
+    return [joined(part) if part else None for part in parts]
 
 
 def _rows(subject: TunableLayer, source: NDArray[np.floating], output: NDArray[np.floating], sample: int, seed: int) -> Rows:
@@ -232,11 +238,12 @@ def _in_f32(output: ov.Output) -> ov.Output:
 # ------------------------------------------------------------------------------------------------------------- tuning
 
 
-def _tuned(subject: TunableLayer, rows: Rows, plan: Plan, config: schema.LayerwiseTuning) -> tuple[list[TunedLayer], LayerTuning]:
+def _tuned(subject: TunableLayer, rows: Rows | None, plan: Plan, config: schema.LayerwiseTuning) -> tuple[list[TunedLayer], LayerTuning]:
     """Tune one layer; nothing, and the reason, where it gets no better."""
     name, kind = subject.name, subject.layout.node.type
-    if len(rows) < 2:
-        return [], LayerTuning(name, kind, len(rows), reason="the samples have only one row of it")
+    if rows is None or len(rows) < 2:
+        few = len(rows) if rows is not None else 0
+        return [], LayerTuning(name, kind, few, reason=f"the samples have {'only one row' if few else 'no row'} of it")
     generator = np.random.default_rng([_seed(config), zlib.crc32(name.encode())])
     rates = config.learning_rate
     settings = Settings(

@@ -63,8 +63,12 @@ def pair_alignment(first: Node, second: Node, statistics: Statistics) -> Alignme
     """The alignment of a pair. UserError if nothing was collected for it."""
     tensor = aligned_tensor(second)
     try:
-        size = statistics.channel_size[tensor][:, None]
-        low, high = (tail_quantile(table[tensor], size, TAIL) for table in (statistics.channel_lowest, statistics.channel_highest))
+        samples = np.flatnonzero(statistics.channel_size[tensor])  # of the others it is empty
+        tables = (statistics.channel_lowest[tensor], statistics.channel_highest[tensor])
+        if not len(samples):
+            return Alignment(np.zeros(tables[0].shape[1]), np.ones(tables[0].shape[1]))
+        size = statistics.channel_size[tensor][samples, None]
+        low, high = (tail_quantile(table[samples], size, TAIL) for table in tables)
     except KeyError:
         raise UserError(f"statistics hold no channels of {tensor.name}; run `dvc repro --force collect_statistics`") from None
     return compute_alignment(low, high, can_shift=all(_bias(node) is not None for node in (first, second)))
@@ -115,9 +119,10 @@ def aligned_statistics(statistics: Statistics, tensor: TensorName, first: str, s
         for table in (statistics.channel_lowest, statistics.channel_highest)
     )
     size = statistics.channel_size[tensor]
-    output_mean = statistics.output_mean
-    if first in output_mean:
-        output_mean = output_mean | {first: (output_mean[first] - shift) / scale}
+    means = {
+        quantity: {name: (table[name] - shift) / scale for name in names if name in table}
+        for quantity, table, names in (("input", statistics.input_mean, [second]), ("output", statistics.output_mean, [first]))
+    }
     return replace(
         statistics,
         lowest=statistics.lowest | {tensor: _tails_of_all(lowest, size)},
@@ -125,8 +130,8 @@ def aligned_statistics(statistics: Statistics, tensor: TensorName, first: str, s
         size=statistics.size | {tensor: size * lowest.shape[1]},
         channel_lowest=statistics.channel_lowest | {tensor: lowest},
         channel_highest=statistics.channel_highest | {tensor: highest},
-        input_mean=statistics.input_mean | {second: (statistics.input_mean[second] - shift) / scale},
-        output_mean=output_mean,
+        input_mean=statistics.input_mean | means["input"],
+        output_mean=statistics.output_mean | means["output"],
     )
 
 

@@ -140,24 +140,26 @@ def _aggregated(quantizer: Quantizer, border: Border, statistics: Statistics, ba
     tensor = quantizer.source
     try:
         if perchannel:
-            size = statistics.channel_size[tensor][:, None]
-            values = _statistic(statistics.channel_lowest[tensor], statistics.channel_highest[tensor], size, border, upper=upper)
+            low, high, size = statistics.channel_lowest[tensor], statistics.channel_highest[tensor], statistics.channel_size[tensor]
         else:
-            values = _statistic(*statistics.tails(tensor), border, upper=upper)
+            low, high, size = statistics.tails(tensor)
+        samples = np.flatnonzero(size)  # of the others the tensor is empty
+        sizes = size[samples].reshape(-1, *[1] * (low.ndim - 2))
+        values = _statistic(low[samples], high[samples], sizes, border, upper=upper) if len(samples) else np.empty(0)
     except KeyError:
         what = f"{border.type}{' per channel' if perchannel else ''}{f' at {border.outlier_prob:g}' if border.outlier_prob else ''}"
         raise UserError(
             f"statistics hold no {what} of {tensor.name} (output {tensor.port}); run `dvc repro --force collect_statistics`"
         ) from None
-    finite = np.isfinite(values).reshape(len(values), -1).all(axis=1)
-    if not finite.all():
-        sample = int(np.flatnonzero(~finite)[0])
+    infinite = samples[~np.isfinite(values).all(axis=tuple(range(1, values.ndim)))]
+    if len(infinite) or not len(samples):
+        what = f"takes values that are not finite for calibration sample {infinite[0]}" if len(infinite) else "is empty for all samples"
         raise UserError(
-            f"{tensor.name} (output {tensor.port}) takes values that are not finite for calibration sample {sample};"
+            f"{tensor.name} (output {tensor.port}) {what};"
             " quantization.ignored.scope can leave the operations that read it in floating point"
         )
     aggregator = border.aggregator or "mean"
-    return aggregate(aggregator, by_batch(values.astype(np.float64, copy=False), border.type, aggregator, batch_size))
+    return aggregate(aggregator, by_batch(values.astype(np.float64, copy=False), border.type, aggregator, batch_size, samples))
 
 
 def _statistic(

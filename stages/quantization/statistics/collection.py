@@ -16,10 +16,10 @@ import openvino as ov
 from numpy.typing import NDArray
 from openvino import opset13 as op
 
-from stages.common.errors import UserError
 from stages.quantization.model.graph import Graph, Port, bias_add, input_channel_axis, output_channel_axis
 from stages.quantization.placement.alignment_pairs import TAIL
 from stages.quantization.placement.plan import TensorName
+from stages.quantization.statistics.means import Means, channel_mean
 from stages.quantization.statistics.passes import Infer, Store, Wanted, run_passes
 from stages.quantization.statistics.points import Points
 from stages.quantization.statistics.store import Array, Statistics
@@ -67,16 +67,14 @@ def collect(
     Raises:
         UserError: a weighted operation's input or output is not finite for some sample, or a tensor has no known rank.
     """
-    statistics = Statistics(samples)
+    statistics, input_means, output_means = Statistics(samples), Means(), Means()
     statistics.derived = {_name(port): (_name(source), scale, offset) for port, (source, scale, offset) in points.derived.items()}
 
     def of_samples(graph: Graph) -> Iterator[Wanted]:
-        return _wanted(graph, points, outlier_probs, channel_outlier_probs, statistics)
+        return _wanted(graph, points, outlier_probs, channel_outlier_probs, statistics, input_means, output_means)
 
     run_passes(model, of_samples, infer, samples, budget)
-    for table in (statistics.input_mean, statistics.output_mean):
-        for name in table:
-            table[name] = table[name] / samples
+    statistics.input_mean, statistics.output_mean = input_means.value(), output_means.value()
     return statistics
 
 
@@ -84,7 +82,13 @@ def collect(
 
 
 def _wanted(
-    graph: Graph, points: Points, outlier_probs: Sequence[float], channel_outlier_probs: Sequence[float], statistics: Statistics
+    graph: Graph,
+    points: Points,
+    outlier_probs: Sequence[float],
+    channel_outlier_probs: Sequence[float],
+    statistics: Statistics,
+    input_means: Means,
+    output_means: Means,
 ) -> Iterator[Wanted]:
     """Everything that the points ask for, the same each time. They were read from another copy of the model: names lead to this one."""
     whole = _of_tensors(statistics.lowest, statistics.highest, statistics.size, outlier_probs)
@@ -115,15 +119,14 @@ def _wanted(
         )
     for node in (graph.by_name[node.name] for node in points.inputs):
         port = node.inputs[0]
-        yield Wanted(port.node.order, _mean(port, input_channel_axis(node)), _sum(statistics.input_mean, node.name))
+        yield _mean(port, input_channel_axis(node), node.name, input_means)
         shape = port.node.shapes[port.index] or ()
         if -1 in shape:
             yield Wanted(port.node.order, op.shape_of(_output(port)).output(0), _shapes(statistics.input_shape, node.name))
         else:
             statistics.input_shape[node.name] = shape
     for node in (graph.by_name[node.name] for node in points.outputs):
-        end = bias_add(node) or node
-        yield Wanted(end.order, _mean(Port(end, 0), output_channel_axis(node)), _sum(statistics.output_mean, node.name))
+        yield _mean(Port(bias_add(node) or node, 0), output_channel_axis(node), node.name, output_means)
 
 
 def _of_tensors(
@@ -156,8 +159,10 @@ def _tails(
             for tails in filter(None, (whole, channels)):
                 columns = tails.columns(values)
                 tails.size[name][position] = columns.shape[-1]
+                if not values.size:
+                    columns = np.full((*columns.shape[:-1], 1), np.nan, np.float32)
                 for table, upper in ((tails.lowest, False), (tails.highest, True)):
-                    _keep(table, name, position, extremes(columns, tails.length(values.shape[1:]), upper=upper), samples)
+                    _keep(table, name, position, extremes(columns, max(1, tails.length(values.shape[1:])), upper=upper), samples)
 
         yield Wanted(order, output, store)
         return
@@ -226,13 +231,9 @@ def _output(port: Port) -> ov.Output:
     return port.node.operation.output(port.index)
 
 
-def _mean(port: Port, channel_axis: int) -> ov.Output:
-    """The mean over all axes but the channel's."""
-    shape = port.node.shapes[port.index]
-    if shape is None:
-        raise UserError(f"{port.node}: a tensor of unknown rank cannot be quantized; give model.input_shape")
-    axes = np.array([axis for axis in range(len(shape)) if axis != channel_axis % len(shape)], dtype=np.int64)
-    return op.reduce_mean(_output(port), axes, False).output(0)
+def _mean(port: Port, channel_axis: int, name: str, means: Means) -> Wanted:
+    mean, marked = channel_mean(port, channel_axis)
+    return Wanted(port.node.order, mean, lambda position, values: means.add(name, position, values, marked=marked))
 
 
 # ------------------------------------------------------------------------------------------------------------- storing
@@ -250,25 +251,11 @@ def _keep(table: dict[TensorName, Array], name: TensorName, position: int, tails
     stored[position : position + len(tails), ..., :length] = tails
 
 
-def _sum(table: dict[str, NDArray[np.float64]], name: str) -> Store:
-    def store(position: int, values: NDArray[Any]) -> None:
-        # Reductions pass over a NaN; a mean does not.
-        finite = np.isfinite(values).reshape(len(values), -1).all(axis=1)
-        if not finite.all():
-            sample = position + int(np.flatnonzero(~finite)[0])
-            raise UserError(f"the model computes values that are not finite at {name} for calibration sample {sample}")
-        total = table.setdefault(name, np.zeros(values.shape[1:]))
-        for value in values:  # one by one: the sum must not depend on how many come together
-            total += value
-
-    return store
-
-
 def _shapes(table: dict[str, tuple[int, ...]], name: str) -> Store:
     counts: Counter[tuple[int, ...]] = Counter()
 
     def store(position: int, values: NDArray[Any]) -> None:
-        counts.update(tuple(int(size) for size in value) for value in values)
-        table[name] = counts.most_common(1)[0][0]
+        counts.update(tuple(int(size) for size in value) for value in values if value.all())
+        table.update((name, shape) for shape, _ in counts.most_common(1))
 
     return store

@@ -66,13 +66,16 @@ def aggregate(name: str, values: Array) -> Array:
     return _AGGREGATORS[name](np.asarray(values, dtype=np.float64))
 
 
-def by_batch(values: Array, type: str, aggregator: str, size: int) -> Array:
+def by_batch(values: Array, type: str, aggregator: str, size: int, samples: NDArray[np.integer] | None = None) -> Array:
     """What `aggregate` is to combine where every `size` samples in a row are one batch (pot_behaviour.md sections 5.1 and 5.2).
 
     Of a whole tensor [N] a batch has one extreme. Extremes per channel [N, C], and quantiles, are known of each sample, and
     only the mean tells batches apart: it is the mean of their means. The last batch may be smaller, and counts like the others.
+
+    samples: Which samples the values are of, in order; None: all.
     """
-    starts = np.arange(0, len(values), size)
+    batches = (np.arange(len(values)) if samples is None else samples) // size
+    starts = np.flatnonzero(np.diff(batches, prepend=-1))
     if values.ndim == 1 and type in _EXTREMES:
         return np.asarray(_EXTREMES[type].reduceat(values, starts))
     if aggregator == "mean":

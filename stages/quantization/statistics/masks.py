@@ -1,6 +1,6 @@
-"""Tensors that hold infinity, or values that stand for it: masks, logarithms of zero, quotients by zero.
+"""Tensors without a range: they hold infinity or values that stand for it, as masks, logarithms and quotients do, or no values.
 
-A range that reaches to such a value leaves nothing of all others.
+A range that reaches to infinity leaves nothing of all other values.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from stages.quantization.model.graph import Graph, Node, constant_value, walk
 from stages.quantization.placement.plan import Plan, Quantizer, TensorName
 from stages.quantization.statistics.store import Statistics
 
+EMPTY = "reads what is empty for every calibration sample"
 NOT_FINITE = "reads values that are not finite"
 STAND_IN = "reads values beyond 1e30, which stand for infinity"
 MASK = "adds a mask to what a softmax reads"
@@ -44,8 +45,9 @@ def magnitudes(statistics: Statistics | None) -> dict[TensorName, float]:
     return found
 
 
-def readers_of_infinite(graph: Graph, plan: Plan, statistics: Statistics | None, masks: bool = True) -> dict[Node, str]:
-    """The operations whose quantizers are on constants, or on tensors for some sample, that are or hold something like infinite.
+def readers_without_range(graph: Graph, plan: Plan, statistics: Statistics | None, masks: bool = True) -> dict[Node, str]:
+    """The operations that cannot be quantized for what their constants, or their inputs for some sample, hold: something like infinity.
+    Or nothing: what a model computes for what it finds, where it finds nothing in any sample.
 
     Args:
         graph: Of the floating-point model.
@@ -60,7 +62,9 @@ def readers_of_infinite(graph: Graph, plan: Plan, statistics: Statistics | None,
     for quantizer in plan.quantizers:
         extremes = _extremes(graph, quantizer, statistics)
         readers = [graph.by_name[place.name] for place in quantizer.layers or quantizer.consumers]
-        if _beyond(extremes):
+        if not extremes.size and _is_collected(statistics, quantizer):
+            found |= dict.fromkeys(readers, EMPTY)
+        elif _beyond(extremes):
             found |= dict.fromkeys(readers, STAND_IN if np.isfinite(extremes).all() else NOT_FINITE)
         elif masks and _hides(extremes):
             found |= dict.fromkeys((node for node in readers if _is_read_by_softmax(node)), MASK)
@@ -116,9 +120,13 @@ def _extremes(graph: Graph, quantizer: Quantizer, statistics: Statistics | None)
     return np.empty(0) if statistics is None else _extremes_of(statistics, quantizer.source)
 
 
+def _is_collected(statistics: Statistics | None, quantizer: Quantizer) -> bool:
+    return statistics is not None and (quantizer.source in statistics.lowest or quantizer.source in statistics.derived)
+
+
 def _extremes_of(statistics: Statistics, tensor: TensorName) -> NDArray[np.floating]:
     try:
-        lowest, highest, _ = statistics.tails(tensor)
+        lowest, highest, size = statistics.tails(tensor)
     except KeyError:
         return np.empty(0)  # not collected: whoever needs it says so
-    return np.asarray([lowest[..., 0], highest[..., 0]])
+    return np.asarray([table[size > 0, 0] for table in (lowest, highest)])

@@ -32,7 +32,7 @@ class Statistics:
         lowest: [N, k], the k lowest values of each sample from the extreme inwards, NaN where a sample has fewer. Zeros
             for tensors that are never negative (Points.from_zero), unless their tails overlap.
         highest: The same for the highest values.
-        size: [N], how many values a sample has.
+        size: [N], how many values a sample has: none where a model branches on what it finds.
         channel_lowest: [N, C, k], the lowest values of each channel (axis 1).
         channel_highest: The same for the highest values.
         channel_size: [N], how many values a channel has.
@@ -61,6 +61,12 @@ class Statistics:
         stored, scale, offset = self.derived[tensor]
         low, high = (((table[stored].astype(np.float64) - offset) / scale).astype(np.float32) for table in (self.lowest, self.highest))
         return (low, high, self.size[stored]) if scale > 0 else (high, low, self.size[stored])
+
+
+def empty_tensors(statistics: Statistics) -> dict[TensorName, int]:
+    """For how many samples a tensor is empty, where there are any."""
+    counts = {tensor: int(np.count_nonzero(size == 0)) for tensor, size in (statistics.size | statistics.channel_size).items()}
+    return {tensor: count for tensor, count in counts.items() if count}
 
 
 def first_samples(statistics: Statistics, count: int) -> Statistics:

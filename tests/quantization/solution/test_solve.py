@@ -200,7 +200,8 @@ def test_infinite_values_matter_only_where_they_are_quantized() -> None:
     with pytest.raises(
         UserError, match=r"mask \(output 0\) takes values that are not finite for calibration sample 1; quantization.ignored"
     ):
-        quantized(tested, samples, pot_compatible=True)
+        # a plan that knows nothing of the samples
+        build(tested, statistics_of(tested, samples), plan_of(tested, pot_compatible=True))
     result = quantized(tested, samples)  # nothing to gain at the mask
     assert {q.source.name for q in result.plan.quantizers} == {"softmax", "matmul/weights"}
 
