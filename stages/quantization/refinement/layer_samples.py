@@ -40,7 +40,7 @@ class Rows:
         """Some of the rows."""
         return Rows(self.inputs[:, rows], self.outputs[:, rows], self.sample[rows])
 
-    def within(self, limit: float) -> NDArray[np.bool_]:
+    def within(self, limit: np.float32) -> NDArray[np.bool_]:
         """[N]: the rows without values of that magnitude."""
         inputs, outputs = ((np.abs(values) < limit) for values in (self.inputs, self.outputs))
         return np.asarray(inputs.all(axis=(0, 2, 3)) & outputs.all(axis=(0, 2)))

@@ -23,7 +23,7 @@ MASK = "adds a mask to what a softmax reads"
 MASKS = (NOT_FINITE, STAND_IN, MASK)
 ADVICE = "the model masks attention scores, so it seems to be a transformer: quantization.model_type transformer suits those better"
 
-BEYOND = 1e30  # finfo.min of f32 and bf16 are -3.4e38; a symmetric range of 8 bits ends at 3.4e38
+BEYOND = np.float32(1e30)  # finfo.min of f32 and bf16 are -3.4e38, and the CPU computes a FakeQuantize of such a range wrongly
 HIDDEN = -1e4  # the usual ones: -1e4, -65504 (finfo.min of f16), -1e9
 LEAST_SHARE = 0.01  # of a mask's depth that the values which it leaves reach: such scores would be a few levels in 8 bits
 
