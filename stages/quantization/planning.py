@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from functools import partial
@@ -24,11 +23,12 @@ from stages.quantization.model.graph import (
     weight_constant,
 )
 from stages.quantization.placement.alignment_pairs import alignment_candidates
+from stages.quantization.placement.blocking import FAKE_QUANTIZE
 from stages.quantization.placement.gain import without_gain
 from stages.quantization.placement.ignored import ignored_operations
 from stages.quantization.placement.kernel_faults import PER_MATRIX, Only
 from stages.quantization.placement.logarithms import before_logarithms
-from stages.quantization.placement.placing import ALREADY_QUANTIZED, FAKE_QUANTIZE, Placement, place, served
+from stages.quantization.placement.placing import ALREADY_QUANTIZED, Placement, place, served
 from stages.quantization.placement.plan import Float, NotAligned, Place, Plan, Quantizer, TensorName
 from stages.quantization.placement.unify import unified_groups
 from stages.quantization.statistics.estimators import resolve_estimator

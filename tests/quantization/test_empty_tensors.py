@@ -166,7 +166,7 @@ def test_they_survive_on_disk(tmp_path: Any) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("counts", [COUNTS, [0, 0, 0, 0, 1, 0], [0] * 6], ids=str)
 def test_the_algorithms_that_infer_take_them(kind: str, counts: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("stages.quantization.accurate_bias.SHARE", 1.0)
+    monkeypatch.setattr("stages.quantization.refinement.accurate_bias.SHARE", 1.0)
     tested, given = two_stages(kind), samples(counts)
     bound = [Sample(dict(sample)) for sample in given]
     statistics = statistics_of(tested, given)
@@ -183,7 +183,7 @@ def test_the_algorithms_that_infer_take_them(kind: str, counts: list[int], monke
 
 
 def test_layers_of_which_no_sample_has_a_row_are_left(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("stages.quantization.accurate_bias.SHARE", 1.0)
+    monkeypatch.setattr("stages.quantization.refinement.accurate_bias.SHARE", 1.0)
     tested = two_stages()
     statistics = statistics_of(tested, samples(COUNTS))
     plan = plan_of(tested, statistics=statistics)

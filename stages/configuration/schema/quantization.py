@@ -87,4 +87,4 @@ class Quantization:
     activations: Scheme = param(Scheme, "scheme of the activations, among those that the target offers")
     allow_unsupported: bool = param(False, "use weights/activations settings even where the target offers no such scheme")
     range_estimator: RangeEstimator = param(RangeEstimator, "how ranges are estimated")
-    pot_compatible: bool = param(False, 'follow POT also where this project does better on purpose (stages/README.md)')
+    pot_compatible: bool = param(False, "follow POT also where this project does better on purpose (stages/README.md)")

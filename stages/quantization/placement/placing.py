@@ -7,35 +7,23 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
 import openvino as ov
 
 from stages.configuration.target_device import ACTIVATIONS, WEIGHTS, Target
-from stages.quantization.model.graph import OPERATIONS_WITH_WEIGHTS, Edge, Graph, Node, Port, operation_kind, walk, weight_constant
+from stages.quantization.model.graph import OPERATIONS_WITH_WEIGHTS, Edge, Graph, Node, Port, operation_kind, weight_constant
+from stages.quantization.placement.blocking import FAKE_QUANTIZE, JUMP_ALL_INPUTS, JUMP_FIRST_INPUT, JUMP_MOVING_INPUTS, blocked_nodes
 from stages.quantization.placement.kernel_faults import BEHIND, FLOAT, PlacementFault, known_faults
 from stages.quantization.placement.plan import TensorName
 
-FAKE_QUANTIZE = "FakeQuantize"
 ALREADY_QUANTIZED = "already quantized in the model"
 FROM_SHAPES = "input is computed from shapes"
 
-# Operations that a quantizer jumps over by moving to their first input, to all inputs, or to all non-constant inputs.
-JUMP_FIRST_INPUT = frozenset(
-    {"ReduceMax", "MaxPool", "Reshape", "Squeeze", "Unsqueeze", "Split", "VariadicSplit", "Tile", "Transpose", "StridedSlice"}
-    | {"ShuffleChannels", "Broadcast", "Minimum", "Maximum", "DepthToSpace", "Gather"}
-)
-JUMP_ALL_INPUTS = frozenset({"Concat"})
-JUMP_MOVING_INPUTS = frozenset({"Pad", "ConvertLike"})
-JUMPABLE = JUMP_FIRST_INPUT | JUMP_ALL_INPUTS | JUMP_MOVING_INPUTS
-# What may lie between a branching operation and its quantizers without forbidding a quantizer above the branch.
-HARMLESS = JUMPABLE | {"Interpolate", "Result", "AvgPool", "ReduceMean", FAKE_QUANTIZE}
-
 FIRST_PORT_ONLY = frozenset({"Interpolate", "Power", "ReduceMean", "NormalizeL2", "MVN"})
 RECURRENT_PORTS = {"LSTMSequence": (0, 1, 4, 5), "GRUSequence": (0, 1, 3, 4)}
-MOST_CUT_OFF = 100.0  # times as large as what an operation passes on may be what it does not; else two or three levels are left
 TWO_OPERANDS = frozenset({"Convolution", "GroupConvolution", "ConvolutionBackpropData", "MatMul"})
 
 
@@ -253,7 +241,8 @@ class _Work:
 
     def move_up(self) -> None:
         """Move quantizers above operations that pass quantized data on, as far as nobody else would be affected."""
-        blocked = self._blocked()
+        candidates = [node for node in self.graph.nodes if self.agnostic(node) and not node.constant]
+        blocked = blocked_nodes(candidates, self.largest, self.pot_compatible)
         queue = deque(self.quantizers())
         while queue:
             quantizer = queue.popleft()
@@ -289,56 +278,6 @@ class _Work:
         if port.node.from_shape or _reason_against_tensor(port):
             return False
         return not port.node.constant or weight_constant(port) is not None
-
-    def _blocked(self) -> set[Node]:
-        """Operations above which a quantizer would reach somebody who reads floating-point data now, or to values that they cut off."""
-        candidates = (node for node in self.graph.nodes if self.agnostic(node) and not node.constant)
-        return {node for node in candidates if self._is_blocked(node) or self._cuts_off(node)}
-
-    def _cuts_off(self, node: Node) -> bool:
-        """Whether a range above the operation would leave hardly a level to what comes out of it, such as log(0) before a Maximum.
-        Or would not hold it: the largest of nothing stands for infinity.
-        """
-        above = max((self._largest(port) for port in node.inputs), default=0.0)
-        known = [port for index in range(len(node.consumers)) if self._largest(port := Port(node, index), -1.0) >= 0]
-        below = min(map(self._largest, known), default=above)
-        if math.inf in (above, below):
-            return above != below
-        return not self.pot_compatible and above > MOST_CUT_OFF * below > 0
-
-    def _largest(self, port: Port, unknown: float = 0.0) -> float:
-        return self.largest.get(TensorName(port.node.name, port.index), unknown)
-
-    def _is_blocked(self, start: Node) -> bool:
-        for node in walk([start], _down):
-            if node.type not in HARMLESS:
-                return True
-            if node.type == "Concat":
-                if self._concat_blocked(node, start):
-                    return True
-                continue
-            below = list(walk([node], _down))
-            concats = [other for other in below if other.type == "Concat"]
-            if concats:
-                if any(self._concat_blocked(other, start) for other in concats):
-                    return True
-            elif any(other.type not in HARMLESS for other in below):
-                return True
-        return False
-
-    def _concat_blocked(self, concat: Node, start: Node, visiting: frozenset[Node] = frozenset()) -> bool:
-        """Whether a Concat mixes a branch that cannot be quantized into consumers that are not all quantized."""
-
-        def up(node: Node) -> list[Node]:
-            return [p for p in node.producers() if p is not start and not p.constant and p.type not in (FAKE_QUANTIZE, "Constant")]
-
-        if all(node.type in HARMLESS for node in walk([concat], up)):
-            return False
-        below = list(walk([concat], _down))
-        if any(node.type not in HARMLESS for node in below) or not any(node.type == FAKE_QUANTIZE for node in below):
-            return True
-        visiting |= {concat}
-        return any(self._concat_blocked(node, start, visiting) for node in below if node.type == "Concat" and node not in visiting)
 
     # ------------------------------------------------------------------------------------------------ merging
 
@@ -421,12 +360,6 @@ def _ends_weighted(quantizer: Node) -> bool:
 
 def _size(quantizer: Node) -> int:
     return math.prod(quantizer.shapes[0] or ())
-
-
-def _down(node: Node) -> Iterator[Node]:
-    """The consumers of a node, not looking through quantizers and not counting ShapeOf."""
-    if node.type != FAKE_QUANTIZE:
-        yield from (edge.node for edge in node.all_consumers() if edge.node.type != "ShapeOf")
 
 
 def served(quantizer: Node, target: Target) -> list[Edge]:

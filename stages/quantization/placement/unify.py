@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from stages.configuration.target_device import Target
 from stages.quantization.model.graph import Node, is_depthwise, walk
-from stages.quantization.placement.placing import FAKE_QUANTIZE
+from stages.quantization.placement.blocking import FAKE_QUANTIZE
 
 SCALE_CONSUMERS = frozenset({"Convolution", "GroupConvolution", "ConvolutionBackpropData", "MatMul"})
 RECURRENT_PAIRS = {"LSTMSequence": ((0, 1), (4, 5)), "GRUSequence": ((0, 1), (3, 4))}

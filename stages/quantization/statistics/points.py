@@ -17,7 +17,7 @@ from stages.quantization.model.graph import Graph, Node, Port, constant_value, i
 from stages.quantization.model.signs import REARRANGING, is_non_negative
 from stages.quantization.model.weights import weight_layout
 from stages.quantization.placement.alignment_pairs import alignment_pairs
-from stages.quantization.placement.placing import FAKE_QUANTIZE, JUMP_FIRST_INPUT, JUMPABLE
+from stages.quantization.placement.blocking import FAKE_QUANTIZE, JUMP_FIRST_INPUT, JUMPABLE
 
 # From x * scale + offset in f32, with |offset| up to this many times |scale|, x comes back to about a millionth.
 LARGEST_OFFSET = 16.0
