@@ -22,25 +22,27 @@ class Candidate:
     Attributes:
         plan: Which tensors are quantized and how.
         bias_correction: How biases are corrected.
-        corrections: Biases that were found with inference for a base configuration; they hold for layers that stay quantized.
+        corrections: Biases that were found with inference for a base configuration; they hold for layers that stay quantized. None:
+            where inference is to find them, it has not been done.
         label: What to call it in messages; no part of its identity.
     """
 
     plan: Plan
     bias_correction: schema.BiasCorrection = field(default_factory=schema.BiasCorrection)
-    corrections: tuple[Correction, ...] = ()
+    corrections: tuple[Correction, ...] | None = None
     label: str = field(default="", compare=False)
 
 
 def candidate_key(candidate: Candidate) -> str:
     """Hexadecimal key of what the candidate's model follows from; reasons and labels do not matter."""
-    plan = plan_to_json(candidate.plan)
+    plan, corrections = plan_to_json(candidate.plan), candidate.corrections
+    searched = corrections is None and candidate.bias_correction.enabled and not candidate.bias_correction.use_fast_bias
     identity = {
         "quantizers": sorted(plan["quantizers"], key=lambda entry: entry["name"]),
         "aligned": plan["aligned"],
         "stat_batch_size": plan["stat_batch_size"],
         "bias_correction": dataclasses.asdict(candidate.bias_correction),
-        "corrections": [(entry.name, entry.bias.tolist()) for entry in candidate.corrections if entry.bias is not None],
+        "corrections": None if searched else [(entry.name, entry.bias.tolist()) for entry in corrections or () if entry.bias is not None],
     }
     return digest(identity)
 
@@ -53,13 +55,13 @@ def without(plan: Plan, names: Collection[str], reason: str) -> Plan:
     return dataclasses.replace(plan, quantizers=kept, floats=(*plan.floats, *floats))
 
 
-def kept_corrections(corrections: Collection[Correction], plan: Plan, everywhere: bool = False) -> tuple[Correction, ...]:
+def kept_corrections(corrections: Collection[Correction] | None, plan: Plan, everywhere: bool = False) -> tuple[Correction, ...]:
     """Those of a base configuration's corrections that still apply: of layers whose weights `plan` quantizes.
 
     everywhere: keep all (bias_correction.apply_for_all_nodes).
     """
     layers = {place.name for quantizer in plan.quantizers if quantizer.kind == WEIGHTS for place in quantizer.layers}
-    return tuple(entry for entry in corrections if everywhere or entry.name in layers)
+    return tuple(entry for entry in corrections or () if everywhere or entry.name in layers)
 
 
 def digest(value: Any) -> str:

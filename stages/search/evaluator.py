@@ -151,9 +151,9 @@ def evaluate(problem: Problem, task: Task) -> Outcome:
 
 def build_candidate(problem: Problem, candidate: Candidate) -> tuple[ov.Model, Solved]:
     """The candidate's model with its weights compressed, exactly as it would be saved, and its numbers."""
-    correction, corrections = candidate.bias_correction, list(candidate.corrections)
-    model = problem.model()
-    if correction.enabled and not correction.use_fast_bias and not corrections:
+    correction, model = candidate.bias_correction, problem.model()
+    corrections = list(candidate.corrections or ())
+    if correction.enabled and not correction.use_fast_bias and candidate.corrections is None:
         corrections = _accurate(problem, candidate)
     quantized, solved = build(model, problem.statistics, candidate.plan, correction, problem.pot_compatible, corrections, problem.tuned)
     compress_weights(quantized)

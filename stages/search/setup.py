@@ -108,7 +108,7 @@ def write_candidate(config: Config, problem: Problem, candidate: Candidate, pres
     """Build a candidate's model and write it with its quantizers.json and corrections.json; preset: what the former calls it."""
     correction = candidate.bias_correction
     model, solved = build(
-        problem.model(), problem.statistics, candidate.plan, correction, problem.pot_compatible, candidate.corrections, problem.tuned
+        problem.model(), problem.statistics, candidate.plan, correction, problem.pot_compatible, candidate.corrections or (), problem.tuned
     )
     algorithm = ("FastBiasCorrection" if correction.use_fast_bias else "BiasCorrection") if correction.enabled else None
     save_model(model, folder)

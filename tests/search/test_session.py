@@ -138,6 +138,19 @@ def test_accurate_bias_correction_is_done_where_the_candidate_asks(problem: Prob
     assert not np.array_equal(evaluate(problem, Task(accurate)).rows["error"], fast.rows["error"])
 
 
+def test_where_no_correction_is_left_none_is_searched_for(problem: Problem, candidate: Candidate) -> None:
+    """All layers with weights are float, so that no sample is needed: tune stopped here."""
+    accurate = schema.BiasCorrection(use_fast_bias=False)
+    names = [quantizer.name for quantizer in candidate.plan.quantizers]
+    reverted = replace(candidate, plan=without(candidate.plan, names, "tried"), bias_correction=accurate, corrections=())
+    outcome = evaluate(replace(problem, calibration=None), Task(reverted))
+    np.testing.assert_allclose(outcome.rows["error"], 0, atol=1e-6)
+    searched = replace(reverted, corrections=None)
+    assert candidate_key(searched) != candidate_key(reverted)
+    plain = replace(candidate, corrections=None)
+    assert candidate_key(plain) == candidate_key(replace(plain, corrections=()))  # the fast one follows from the plan
+
+
 def test_a_worker_with_other_code_is_refused(problem: Problem, candidate: Candidate) -> None:
     with pytest.raises(UserError, match="another version"):
         evaluate(replace(problem, code="0" * 32), Task(candidate))

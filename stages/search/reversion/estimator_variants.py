@@ -38,7 +38,7 @@ def other_bias_correction(base: Candidate) -> Candidate | None:
         return None
     other = replace(correction, use_fast_bias=not correction.use_fast_bias)
     label = "fast bias correction" if other.use_fast_bias else "accurate bias correction"
-    return replace(base, bias_correction=other, corrections=(), label=label)
+    return replace(base, bias_correction=other, corrections=None, label=label)
 
 
 def _with_estimators(plan: Plan, low: float | None, high: float | None) -> Plan:

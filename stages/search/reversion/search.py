@@ -331,7 +331,7 @@ class Reversion:
     def _frozen(self, candidate: Candidate) -> Candidate:
         """The candidate with the biases that inference finds for it, so that they are found once and not for every reversion."""
         correction = candidate.bias_correction
-        if not correction.enabled or correction.use_fast_bias or candidate.corrections:
+        if not correction.enabled or correction.use_fast_bias or candidate.corrections is not None:
             return candidate
         return replace(candidate, corrections=tuple(build_candidate(self.session.problem, candidate)[1].corrections))
 

@@ -89,7 +89,7 @@ def mixed_candidate(config: Config, problem: Problem, base: Candidate) -> Candid
     if not config.accuracy_aware.convert_to_mixed_preset or not all(entry.scheme.symmetric for entry in base.plan.quantizers):
         return None
     plan = _plan(config, problem, preset="mixed")
-    return None if plan.quantizers == base.plan.quantizers else dataclasses.replace(base, plan=plan, corrections=(), label="mixed preset")
+    return None if plan.quantizers == base.plan.quantizers else dataclasses.replace(base, plan=plan, corrections=None, label="mixed preset")
 
 
 def _plan(config: Config, problem: Problem, **changes: str) -> Plan:

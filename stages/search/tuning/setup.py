@@ -89,7 +89,7 @@ def make_search(config: Config, session: Session, space: Space) -> Search:
         batch_size=tune.batch_size,
     )
     settings = tpe.Settings(seed, tune.n_initial_point, tune.gamma, tune.n_EI_candidates)
-    return Search(session, space, goal, settings, config.bias_correction, base_candidate(config).candidate.corrections)
+    return Search(session, space, goal, settings, config.bias_correction, base_candidate(config).candidate.corrections or ())
 
 
 def starts(config: Config, search: Search, best: Plan | None) -> list[Start]:

@@ -90,9 +90,9 @@ def test_biases_return_with_the_weights_and_those_found_with_inference_too() -> 
     tested, samples = chain(), images(4)
     made = quantized(tested, samples, correction=schema.BiasCorrection(threshold=1000.0))
     base = Candidate(made.plan, schema.BiasCorrection(use_fast_bias=False), tuple(made.solved.corrections))
-    assert [entry.name for entry in base.corrections] == ["first", "second"]
+    assert [entry.name for entry in base.corrections or ()] == ["first", "second"]
     second = blocks_of(read_graph(tested), base.plan, "activations_and_weights")[1]
-    assert [entry.name for entry in reverted(base, [second]).corrections] == ["first"]
+    assert [entry.name for entry in reverted(base, [second]).corrections or ()] == ["first"]
     everywhere = Candidate(made.plan, schema.BiasCorrection(use_fast_bias=False, apply_for_all_nodes=True), base.corrections)
     assert reverted(everywhere, [second]).corrections == base.corrections
     weights_stay = blocks_of(read_graph(tested), base.plan, "activations")[1]
