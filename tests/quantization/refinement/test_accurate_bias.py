@@ -216,7 +216,8 @@ def test_what_cannot_be_corrected_is_named() -> None:
         convolution(x, random(4, 4, 1, 1), "far", bias=np.full(4, 1e-6, np.float32)),
     ]
     tested = model([named(op.relu(layer), f"r{index}") for index, layer in enumerate(layers)], x)
-    reasons = {entry.name: entry.reason or "" for entry in corrections(tested, SAMPLES, **COARSE)}
+    # For a device that quantizes several matrices to few bits, which the CPU gets wrong.
+    reasons = {entry.name: entry.reason or "" for entry in corrections(tested, SAMPLES, device="gpu", **COARSE)}
     assert reasons["odd"] == "its bias is not one value per channel"
     assert reasons["batch"].startswith("not a convolution")
     assert "(threshold 1000)" in reasons["far"]
