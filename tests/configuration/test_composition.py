@@ -138,7 +138,7 @@ def test_overrides_come_after_params(resolve: Resolve) -> None:
         ("data.calibration.cuont=3", ("data.calibration.cuont", "3", "did you mean 'count'")),
         ("data.calibration=[1,2]", ("data.calibration: a list is not allowed; expected a section",)),
         ("quantization.ignored.scope={a: 1}", ("quantization.ignored.scope: a section is not allowed; expected a list",)),
-        ("data=[a]", ("data", "'a'", "arrays, coco, custom, image_folder, text_lines")),
+        ("data=[a]", ("data", "'a'", "arrays, coco, custom, image_folder")),
         ("quantization=3", ("must be a string or a list",)),
     ],
 )
