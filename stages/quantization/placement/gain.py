@@ -30,8 +30,9 @@ ACTIVATION_FUNCTIONS = frozenset(
 )
 # Of what activation functions are made; in between, nothing is INT8.
 FUNCTIONS = ACTIVATION_FUNCTIONS | {"Abs", "Ceiling", "Cos", "Erf", "Exp", "Floor", "Log", "Negative", "Round", "Sign", "Sin", "Sqrt"}
-# Kernels that read and write INT8 themselves. What ReduceMean writes counts as no layer's output: the mean of a LayerNorm.
+# Kernels that read and write INT8 themselves.
 OTHER_KERNELS = frozenset({"AvgPool", "Interpolate", "MVN", "NormalizeL2"})
+# They read INT8, but what they write counts as no layer's output: the mean of a LayerNorm. A model may end with them.
 MEANS = frozenset({"ReduceMean"})
 
 # OpenVINO's low-precision transformations, which CPU and GPU share, have no INT8 form of these: they read f32 behind any quantizer.
@@ -53,26 +54,27 @@ def without_gain(graph: Graph, target: Target, config: schema.Quantization) -> d
     """The operations that would gain nothing from INT8 on `target`, each with the reason."""
     if config.pot_compatible or target.rules in INTEGERS_ALONE:
         return {}
-    search = _Search(graph, target, config)
-    search.leave_kernels()
-    search.leave_layers()
-    search.leave_written_out()
-    search.leave_outside()
-    return search.found
+    rules = _Rules(graph, target, config)
+    rules.leave_kernels()
+    rules.leave_layers()
+    rules.leave_written_out()
+    rules.leave_outside()
+    return rules.reasons
 
 
 @dataclass
-class _Search:
-    """What is left float so far, and the sets of nodes that the rules read.
+class _Rules:
+    """What gains nothing, rule by rule, as later rules count what earlier ones left.
 
-    candidates: What may be left float for its neighbours' sake.
+    reasons: By operation that gains nothing, why.
+    candidates: What may gain nothing because of its neighbours.
     inside: What belongs to activation functions that are written out: it passes data on as they would.
     """
 
     graph: Graph
     target: Target
     config: schema.Quantization
-    found: dict[Node, str] = field(default_factory=dict)
+    reasons: dict[Node, str] = field(default_factory=dict)
     inside: set[Node] = field(default_factory=set)
 
     def __post_init__(self) -> None:
@@ -99,21 +101,22 @@ class _Search:
             for node in self.candidates:
                 by_constant = node.type == "Divide" and node.inputs[1].node.constant  # a multiplication, once compiled
                 if node.type in WITHOUT_INT8 and not by_constant:
-                    self.found[node] = f"{NOTHING}OpenVINO computes {node.type} in floating point"
+                    self.reasons[node] = f"{NOTHING}OpenVINO computes {node.type} in floating point"
         if self.target.rules not in CPUS:
             return
         for node in self.graph.of_type(WITHOUT_ZERO_POINT if self.asymmetric else ()):
-            self.found[node] = f"{NOTHING}the CPU computes {node.type} in floating point where its range is asymmetric"
+            if not is_non_negative(node.inputs[0]):
+                self.reasons[node] = f"{NOTHING}the CPU computes {node.type} in floating point where its range is asymmetric"
         for node in self.graph.of_type(["MVN"]):
             if _over_features(node):
-                self.found.setdefault(node, f"{NOTHING}normalises every place by itself, which the CPU does no faster in INT8")
+                self.reasons.setdefault(node, f"{NOTHING}normalises every place by itself, which the CPU does no faster in INT8")
         for node in self.graph.of_type(["MatMul"]):
             if any(port.node.constant for port in node.inputs):
                 continue
             if self.asymmetric and self.config.model_type != "transformer":  # which makes them symmetric
-                self.found[node] = f"{NOTHING}the CPU multiplies two activations in floating point where their ranges are asymmetric"
+                self.reasons[node] = f"{NOTHING}the CPU multiplies two activations in floating point where their ranges are asymmetric"
             elif is_non_negative(node.inputs[1]):
-                self.found[node] = f"{NOTHING}the CPU multiplies by an activation that is never negative in floating point"
+                self.reasons[node] = f"{NOTHING}the CPU multiplies by an activation that is never negative in floating point"
 
     def leave_layers(self) -> None:
         """Layers that multiply each value so few times that quantizing their input, as an operation of its own, costs more."""
@@ -123,7 +126,7 @@ class _Search:
                 source = source.node.inputs[0]
             uses = _multiplications_per_value(node)
             if source.node.type in WITHOUT_QUANTIZED_OUTPUT and uses is not None and uses < FEW_MULTIPLICATIONS:
-                self.found.setdefault(
+                self.reasons.setdefault(
                     node, f"{NOTHING}it multiplies a value fewer than {FEW_MULTIPLICATIONS} times, which quantizing all of them outweighs"
                 )
 
@@ -153,7 +156,7 @@ class _Search:
         self.inside = {node for node in self.inside if node in joins or source[node] in whole}
         for node in self.candidates:
             if node in self.inside:
-                self.found.setdefault(node, f"{NOTHING}part of a function of one tensor, which is one kernel")
+                self.reasons.setdefault(node, f"{NOTHING}part of a function of one tensor, which is one kernel")
 
     def _follows(self, node: Node) -> bool:
         known = node.type in FUNCTIONS or node.type in ELEMENTWISE or node.type in self.target.pass_through
@@ -168,11 +171,11 @@ class _Search:
         on, activation functions, kernels of INT8, and element-wise operations that lie between layers themselves. So one that is left
         may leave others outside: all that remains at last supports each other.
         """
-        layers = {node for node in self.graph.of_type(OPERATIONS_WITH_WEIGHTS) if node not in self.found}
+        layers = {node for node in self.graph.of_type(OPERATIONS_WITH_WEIGHTS) if node not in self.reasons}
         read = {port for layer in layers for port in self._quantized_for(layer)}
-        between = {node: None for node in self.candidates if node not in self.found}
+        between = {node: None for node in self.candidates if node not in self.reasons}
         while outside := self._outside(between.keys(), layers, read):
-            self.found |= outside
+            self.reasons |= outside
             between = {node: None for node in between if node not in outside}
 
     def _quantized_for(self, layer: Node) -> Iterator[Port]:
@@ -185,31 +188,31 @@ class _Search:
 
     def _outside(self, between: Set[Node], layers: set[Node], read: set[Port]) -> dict[Node, str]:
         """Those that do not lie between layers if all that are still `between` pass data on."""
-        outputs: set[Node] = set()  # what comes from layers
-        unfed: set[Node] = set()
+        behind: set[Node] = set()  # what layers write, passed on
+        without_source: set[Node] = set()
         for node in self.graph.nodes:
-            fed = [port.node in outputs or port in read for port in _moving(node)]
-            if node in between and not all(fed):
-                unfed.add(node)
-            elif node in layers or (node.type not in MEANS and self._passes(node, between) and any(fed)):
-                outputs.add(node)
-        used: set[Node] = set()  # what reaches layers
+            sources = [port.node in behind or port in read for port in _moving(node)]
+            if node in between and not all(sources):
+                without_source.add(node)
+            elif node in layers or (node.type not in MEANS and self._passes(node, between) and any(sources)):
+                behind.add(node)
+        before: set[Node] = set()  # what layers read, passed on
         for node in reversed(self.graph.nodes):
-            for edge in node.all_consumers():
-                passed = edge.node in used and self._passes(edge.node, between)
-                if edge.node in layers or passed or (node.type in MEANS and edge.node.type == "Result"):
-                    used.add(node)
+            readers = [edge.node for edge in node.all_consumers()]
+            passes = any(reader in layers or (reader in before and self._passes(reader, between)) for reader in readers)
+            if passes or (node.type in MEANS and any(reader.type == "Result" for reader in readers)):
+                before.add(node)
         return {
-            node: NOTHING + ("an operand comes from no layer with weights" if node in unfed else "no layer with weights follows")
+            node: NOTHING + ("an operand comes from no layer with weights" if node in without_source else "no layer with weights follows")
             for node in between
-            if node in unfed or node not in used
+            if node in without_source or node not in before
         }
 
     def _passes(self, node: Node, between: Set[Node]) -> bool:
         if node in self.inside or node in between or _by_number(node):
             return True
         known = node.type in ACTIVATION_FUNCTIONS | OTHER_KERNELS or node.type in self.target.pass_through
-        return known and node not in self.found
+        return known and node not in self.reasons
 
 
 def _by_number(node: Node) -> bool:

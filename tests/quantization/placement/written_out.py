@@ -38,7 +38,8 @@ def sequences(count: int = 24, shape: Sequence[int] = SEQUENCE) -> list[np.ndarr
     """Tokens of different strength, as a residual stream has them."""
     generator = np.random.default_rng(3)
     strength = np.linspace(0.7, 1.4, shape[1])[:, None]
-    return list((generator.standard_normal((count, *shape)) * strength).astype(np.float32))
+    # Without rare values, which ranges would clip: how much that costs is another matter.
+    return list((np.clip(generator.standard_normal((count, *shape)), -2.5, 2.5) * strength).astype(np.float32))
 
 
 def pictures(count: int = 24, shape: Sequence[int] = PICTURE) -> list[np.ndarray]:
@@ -175,7 +176,8 @@ def attention(
     """The model's input and output of one attention layer."""
     x = parameter(SEQUENCE)
     query, key, value = turn(heads(x, "query")), turn(heads(x, "key")), heads(x, "value")
-    scores = op.multiply(op.matmul(query, key, False, True), number((WIDTH / HEADS) ** -0.5))
+    # Scores that leave a softmax some choice, as a trained model's: of larger ones 8 bits of query and key cost 8 dB by themselves.
+    scores = op.multiply(op.matmul(query, key, False, True), number(0.3 * (WIDTH / HEADS) ** -0.5))
     if mask is not None:
         scores = op.add(scores, mask)
     mixed = op.matmul(normalised(scores), value, False, False)
@@ -279,6 +281,20 @@ def distances_by_matmul(sides: ov.Node) -> ov.Node:
     return op.squeeze(matmul(shares, np.arange(BINS, dtype=np.float32).reshape(BINS, 1), "distribution"), np.array([-1]))
 
 
+def box_refinement() -> Written:
+    """DETR's decoders: each layer adds to boxes of shares, before a sigmoid, and its queries know them by an embedding."""
+    x = parameter(SEQUENCE)
+    boxes = op.sigmoid(linear(x, 4, "boxes"))
+    stream = linear(x, WIDTH, "stream")
+    for index in range(2):
+        place = linear(op.relu(linear(boxes, WIDTH, f"place{index}")), WIDTH, f"embedding{index}")
+        stream = op.relu(op.add(stream, linear(op.add(stream, place), WIDTH, f"layer{index}")))
+        clipped = op.clamp(boxes, 1e-3, 1 - 1e-3)
+        logits = op.log(op.divide(clipped, op.subtract(number(1.0), clipped)))
+        boxes = op.sigmoid(op.add(linear(stream, 4, f"shift{index}"), logits))
+    return Written(name_all(model(boxes, x)), sequences())
+
+
 BLOCKS: dict[str, Callable[[], Written]] = {
     "LayerNorm": lambda: between_layers(layer_norm),
     "LayerNorm by squares": lambda: between_layers(layer_norm_by_squares),
@@ -291,6 +307,7 @@ BLOCKS: dict[str, Callable[[], Written]] = {
     "GELU by tanh": lambda: between_layers(gelu_by_tanh),
     "GELU by products": lambda: between_layers(gelu_by_products),
     "Swish": lambda: between_layers(swish),
+    "softmax": lambda: between_layers(softmax_by_exp),
     "attention": plain_attention,
     "softmax by exp": lambda: plain_attention(softmax_by_exp),
     "rotary embedding": lambda: plain_attention(turn=rotary),
@@ -299,6 +316,7 @@ BLOCKS: dict[str, Callable[[], Written]] = {
     "squeeze-and-excitation": squeeze_and_excitation,
     "input normalisation": input_normalisation,
     "residual network": residual_network,
+    "box refinement": box_refinement,
     "boxes by convolution": lambda: box_decoding(distances_by_convolution),
     "boxes by MatMul": lambda: box_decoding(distances_by_matmul),
 }
