@@ -19,6 +19,7 @@ from stages.quantization.solution.solve import Solved
 from stages.quantization.statistics.collection import collect
 from stages.quantization.statistics.points import statistics_points
 from stages.quantization.statistics.store import Statistics
+from stages.runtime.written_out import written_out
 from tests.quantization.reference_runs import core, target
 
 
@@ -129,7 +130,7 @@ def described(tested: ov.Model) -> list[Any]:
 
 
 def close(result: Quantized, tested: ov.Model, samples: list[Any], share: float = 0.15) -> None:
-    """The quantized model computes nearly the same, to a share of each output's spread."""
-    for ours, theirs in zip(infer(result.model, samples), infer(tested, samples), strict=True):
+    """The quantized model means nearly the same, to a share of each output's spread; what CPUs without VNNI make of it may saturate."""
+    for ours, theirs in zip(infer(written_out(result.model), samples), infer(tested, samples), strict=True):
         for one, other in zip(ours, theirs, strict=True):
             assert np.sqrt(np.mean((one - other) ** 2)) <= share * max(float(other.std()), 1e-6)

@@ -325,10 +325,12 @@ def test_the_same_bytes_where_an_odd_number_of_weights_leaves_half_a_byte(tmp_pa
         "element-wise": lambda: named(op.multiply(named(op.relu(x), "relu"), constant(random(1, 3, 1, 5), "layer/weights")), "layer"),
     }[kind]()
     scheme = schema.Scheme(bits=bits, mode=mode, granularity="perchannel")
-    result = quantized(model(layer, x), images(2, (1, 3, 5, 5)), weights=scheme, allow_unsupported=True)
+    result = quantized(model(layer, x), images(2, (1, 3, 5, 5)), weights=scheme, allow_unsupported=True, pot_compatible=True)
     compact = compressed(result.model)
     packed = [node for node in compact.get_ops() if node.get_type_name() == "Constant" and node.get_element_type().bitwidth == 4]
-    assert [(np.prod(node.shape) % 2, node.data.view(np.uint8)[-1] // 16) for node in packed] == [(1, 0)]
+    # OpenVINO 2026.4's CPU computes deconvolutions with zero points wrongly: they have none, and no weights in less than a byte.
+    odd = [] if (kind, mode) == ("deconvolution", "asymmetric") else [(1, 0)]
+    assert [(np.prod(node.shape) % 2, node.data.view(np.uint8)[-1] // 16) for node in packed] == odd
     generator, memory, saved = np.random.default_rng(0), [b""] * 40, set()
     for count in range(25):
         memory[count % 40] = generator.bytes(int(generator.integers(10, 80)))  # other content in the memory that is used next

@@ -90,7 +90,7 @@ def test_operations_that_read_infinite_values_stay_in_floating_point(preset: str
     statistics = statistics_of(tested, [sample])
     plan = make_plan(read_graph(tested), target(), schema.Quantization(preset=preset, pot_compatible=True), statistics)
     floats = {entry.name: entry.reason for entry in plan.floats}
-    assert floats["masked"] == floats["again"] == "adds a mask to what a softmax reads"
+    assert floats["masked"] == floats["again"] == "reads values that are not finite"
     assert {quantizer.consumers[0].name for quantizer in plan.quantizers} >= {"scores"}
     result, _ = build(tested, statistics, plan)
     assert outputs(result, sample)[0].shape == (2, 4)

@@ -15,7 +15,7 @@ from openvino import opset13 as op
 from stages.common.errors import UserError
 from stages.configuration import schema
 from stages.quantization.build import build
-from stages.quantization.refinement import layerwise
+from stages.quantization.refinement import tunable_layers
 from stages.quantization.refinement.layerwise import Record, tune_layers
 from stages.quantization.solution.tuned import FILE, Tuned, load_tuned, save_tuned
 from stages.runtime.datasets import Sample
@@ -87,11 +87,11 @@ def test_repeatable_seeded_and_the_same_within_any_memory(tmp_path: Path, monkey
     first = written(result, tmp_path / "a")
     assert written(tuned(tested)[0], tmp_path / "b") == first
     assert written(tuned(tested, config=replace(TUNING, seed=1, positions_per_sample=4))[0], tmp_path / "c") != first
-    monkeypatch.setattr(layerwise, "TENSOR_BYTES", 1)
+    monkeypatch.setattr(tunable_layers, "TENSOR_BYTES", 1)
     again, passes = tuned(tested)
     assert (record.passes, passes.passes) == (1, 5) and written(again, tmp_path / "d") == first
     # Where even one layer's rows would not fit, fewer are drawn.
-    monkeypatch.setattr(layerwise, "STORED_BYTES", 20 * 1000)
+    monkeypatch.setattr(tunable_layers, "STORED_BYTES", 20 * 1000)
     assert all(entry.rows == 20 * (1000 // 312) for entry in tuned(tested)[1].layers if entry.name == "grouped")
 
 

@@ -100,9 +100,13 @@ def test_a_mask_may_come_from_outside_and_in_any_order() -> None:
     difference = named(op.log_softmax(named(op.subtract(x, named(op.negative(m), "n")), "less"), 1), "log")
     tested = model([first, second, difference], given, m)
     samples = [{"x": random(1, 4), "m": np.array([[0, 0, -1e9, -1e9]], np.float32)}, {"x": random(1, 4), "m": np.zeros((1, 4), np.float32)}]
-    assert {reasons(quantized(tested, samples)).get(name) for name in ("xm", "mx")} == {MASK}
+    gainless = "nothing to gain: an operand comes from no layer with weights"
+    assert {reasons(quantized(tested, samples)).get(name) for name in ("xm", "mx")} == {gainless}
     samples[0]["m"] = np.array([[0, 0, LOWEST, 0]], np.float32)
-    assert {reasons(quantized(tested, samples))[name] for name in ("xm", "mx", "less")} == {STAND_IN}
+    found = reasons(quantized(tested, samples))
+    assert (found["xm"], found["mx"], found["less"]) == (gainless, gainless, gainless)
+    as_pot = reasons(quantized(tested, samples, pot_compatible=True))
+    assert {as_pot[name] for name in ("xm", "mx", "less")} == {STAND_IN}
 
 
 def test_large_negative_numbers_elsewhere_are_numbers() -> None:
