@@ -60,8 +60,8 @@ def main(config: Config) -> dict[str, Any]:
     from stages.search.session import searching
     from stages.search.setup import cluster_start, write_candidate, write_fidelity, write_rows
 
-    evaluation = artifacts.read_json(artifacts.folder("evaluate") / "evaluation.json")
     problem = posed(config)
+    evaluation = artifacts.read_json(artifacts.folder("evaluate") / "evaluation.json")
     budget, parts = make_budget(config, problem)
     base, known = start(config, problem)
     mixed = mixed_candidate(config, problem, base)

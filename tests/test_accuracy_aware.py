@@ -190,8 +190,9 @@ def test_a_model_that_keeps_the_budget_is_taken_as_it_is(config: Config) -> None
 def test_disabled_it_says_so_and_loads_nothing(built: Project) -> None:
     code = """\
 import dataclasses, sys
-from stages import accuracy_aware, config
-found = config.load_config()
+from stages import accuracy_aware
+from stages.configuration.loading import load_config
+found = load_config()
 assert accuracy_aware.main(dataclasses.replace(found, accuracy_aware=type(found.accuracy_aware)())) == {"enabled": False}
 assert not {"openvino", "numpy", "nncf"} & set(sys.modules), sorted(sys.modules)
 """

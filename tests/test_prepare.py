@@ -21,7 +21,7 @@ from stages.common.errors import UserError
 from stages.configuration.schema import Config, Data, Model, Quantization
 from stages.report.summary import _fixed_shape
 from stages.runtime import samples
-from stages.runtime.datasets import ModelInput, Samples, model_inputs
+from stages.runtime.datasets import Samples, model_inputs
 from stages.runtime.metrics import Metric
 from tests.project import Outcome, Project
 from tests.runtime import models
@@ -416,10 +416,3 @@ def test_one_shape_of_a_dynamic_input_is_a_hint(workspace: Path, shape: list[int
     settings.model.input_shape = yaml.safe_load(line.split("input_shape: ")[1].split(" fixes")[0])
     prepare.main(settings)
     assert "one_shape" not in read_json("build/prepare/dataset.json")
-
-
-def test_samples_of_several_shapes_are_no_hint() -> None:
-    entry = ModelInput("x", ("x",), (1, -1), np.dtype(np.float32))
-    shapes = {(("x", (1, size)),) for size in (3, 4)}
-    assert prepare._one_shape([entry], shapes) == {}
-    assert prepare._one_shape([entry], [(("x", (1, 3)),)]) == {"one_shape": {"x": [1, 3]}}

@@ -28,7 +28,7 @@ from tests.project import ROOT, Project
 # A stage that takes its time, and leaves traces while it is at work.
 SLOW = '''"""Writes three files slowly."""
 import os, sys, time
-from stages import artifacts
+from stages.common import artifacts
 from stages.stage import run
 
 def main(config):

@@ -41,7 +41,8 @@ def test_a_failed_job_does_not_stop_the_others(swept: tuple[Project, Outcome]) -
         accuracy = evaluation["metrics"]["accuracy"]
         assert f"{100 * accuracy['int8']:.2f} %" in line
         assert f"{100 * accuracy['drop'] + 0.0:.2f} points" in line
-        assert line.count("x") >= 2 and " ms " in line and " MB " in line
+        ratios = 1 if evaluation["precisions"]["default"] == "f32" else 2  # there is one precision to compare with, or two
+        assert line.count("x") >= ratios and " ms " in line and " MB " in line
 
 
 def test_shared_stages_run_once(swept: tuple[Project, Outcome]) -> None:
@@ -76,7 +77,7 @@ def test_again_and_promoted(swept: tuple[Project, Outcome]) -> None:
     project, _ = swept
     again = sweep(project, "quantization.preset=mixed,performance")
     assert again.code == 0, again.output
-    assert list(stages_run(project)) == ["0 track", "1 track"]
+    assert list(stages_run(project)) == ["0 config", "0 track", "1 config", "1 track"]
     assert len(rows(project, "SELECT run_uuid FROM runs")) == 4  # the new comparison is the only new one
     promoted = project.run(sys.executable, "-m", "stages.promote", "0")
     assert promoted.code == 0, promoted.output

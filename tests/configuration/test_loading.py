@@ -9,6 +9,7 @@ import pytest
 
 from stages.common import artifacts
 from stages.common.errors import ConfigError, UserError
+from stages.common.user_code import UserCodeError
 from stages.config import main
 from stages.configuration.loading import create, load_config
 from tests.configuration.resolving import Resolve
@@ -49,5 +50,6 @@ def test_what_a_class_refuses_is_one_line_and_its_defects_are_not(project: Proje
     monkeypatch.syspath_prepend(str(module.parent))
     with pytest.raises(UserError, match=r"^data.calibration: count is 0$"):
         create({"_target_": "own_refusal.Refuses"}, "data.calibration")
-    with pytest.raises(ZeroDivisionError, match="defect"):
+    with pytest.raises(UserCodeError, match="defect") as caught:
         create({"_target_": "own_refusal.Broken"}, "data.calibration")
+    assert isinstance(caught.value.__cause__, ZeroDivisionError)

@@ -13,7 +13,7 @@ from openvino import opset13 as operations
 
 from stages.common.errors import UserError
 from stages.runtime.ctc import CtcDecoder, edit_distance
-from stages.runtime.metrics import Accuracy, CharacterAccuracy, ExactMatch, MeanIoU, Metric, OutputMetric, ReferenceError, find_output
+from stages.runtime.metrics import Accuracy, CharacterAccuracy, ExactMatch, MeanIoU, Metric, ReferenceError, find_output
 from tests.runtime import models
 
 
@@ -413,9 +413,3 @@ def test_a_metric_of_ones_own_needs_per_sample_only() -> None:
     rows = rows_of(bound(Mine(), 1, 2), np.array([[[1, 2]], [[3, 4]]], np.float32), [1, 2])
     assert Mine().value(rows) == 3.5
     np.testing.assert_array_equal(Mine().score(rows), [-2, -5])
-
-
-def test_an_output_of_unknown_rank_cannot_be_judged() -> None:
-    x = operations.parameter(ov.PartialShape.dynamic(), np.float32, name="x")
-    with pytest.raises(UserError, match="rank of the model's output 0 is not known"):
-        OutputMetric().bind(ov.Model([operations.relu(x)], [x]))

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from stages import prepare
 from stages.common.errors import UserError
 from stages.configuration.schema import Config, Data
 from stages.runtime import samples
@@ -108,3 +109,10 @@ def test_labels_that_are_sorted(calibration: list[Any], validation: list[Any], n
     assert len(notes) == (note is not None)
     if note is not None:
         assert notes[0].startswith(note) and notes[0].endswith("set data.shuffle: true")
+
+
+def test_samples_of_several_shapes_are_no_hint() -> None:
+    entry = ModelInput("x", ("x",), (1, -1), np.dtype(np.float32))
+    shapes = {(("x", (1, size)),) for size in (3, 4)}
+    assert prepare._one_shape([entry], shapes) == {}
+    assert prepare._one_shape([entry], [(("x", (1, 3)),)]) == {"one_shape": {"x": [1, 3]}}
