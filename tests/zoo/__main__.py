@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.zoo.entries import names, read
-from tests.zoo.pipeline import PRESETS, prepared, run
+from tests.zoo.pipeline import PRESETS, CommandError, prepared, run
 from tests.zoo.table import PEERS, table
 
 
@@ -63,7 +63,11 @@ def one(name: str, arguments: argparse.Namespace) -> dict[str, Any]:
     peers = PEERS if importlib.util.find_spec("nncf") else ()
     results = {}
     with tempfile.TemporaryDirectory() as temporary:
-        project = prepared(entry, (arguments.keep or Path(temporary)) / name)
+        try:
+            project = prepared(entry, (arguments.keep or Path(temporary)) / name)
+        except (CommandError, FileExistsError, FileNotFoundError) as error:
+            print(f"== {name}\n   failed: {error}", flush=True)
+            return {variant: {"presets": {}, "peers": {}, "failed": str(error)} for variant in arguments.variants or entry.variants}
         for variant in entry.variants:
             if arguments.variants and variant not in arguments.variants:
                 continue

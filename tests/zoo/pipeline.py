@@ -28,6 +28,8 @@ class CommandError(Exception):
 
 def prepared(entry: Entry, folder: Path) -> Project:
     """A copy of the project with the entry's classes and data."""
+    if folder.exists():
+        raise FileExistsError(f"{folder} exists")
     project = copy_project(folder)
     for name in entry.files:
         shutil.copy2(MODELS / name, project.root / "conf" / name)
