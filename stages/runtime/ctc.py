@@ -16,12 +16,14 @@ CHARACTERS = ["framework", "character"]  # where OpenVINO keeps the list that Pa
 class CtcDecoder:
     """Greedy CTC decoding: best class of each step, repeats collapsed, blanks dropped."""
 
-    def __init__(self, classes: Sequence[str], blank: int = 0) -> None:
+    def __init__(self, classes: Sequence[str], blank: int = 0, characters: list[str] | None = None) -> None:
         """
         Args:
             classes: the text of each class; that of the blank does not matter.
             blank: class of the blank.
+            characters: what the classes are made of when the first output says how many there are, as the model does not.
         """
+        self.characters = characters
         self.classes = list(classes)
         self.blank = blank
 
@@ -42,16 +44,14 @@ class CtcDecoder:
             raise UserError(
                 "the model does not tell its characters (rt_info framework/character): name a text file, one character per line"
             )
-        for spaces in ([], [" "]):
-            count = len(listed) + len(spaces) + 1
-            if count in shape[1:]:
-                blank %= count
-                classes = listed + spaces
-                return cls([*classes[:blank], "", *classes[blank:]], blank)
-        raise UserError(f"{len(listed)} characters do not fit an output of shape {list(shape)}: it needs one class each, and the blank")
+        if -1 in shape[1:] and not any(len(listed) + more in shape[1:] for more in (1, 2)):
+            return cls([], blank, listed)
+        return cls(*_classes(listed, blank, shape))
 
     def __call__(self, output: np.ndarray) -> str | None:
         """The text of one sample's scores [1, T, C], [T, 1, C] or [1, C, T]; None when a score is NaN."""
+        if self.characters is not None:
+            (self.classes, self.blank), self.characters = _classes(self.characters, self.blank, output.shape), None
         axis = output.shape.index(len(self.classes), 1)
         best = output.argmax(axis=axis, keepdims=True)
         if np.isnan(np.take_along_axis(output, best, axis)).any():  # argmax finds a NaN, and looking for it everywhere takes as long
@@ -59,6 +59,19 @@ class CtcDecoder:
         best = best.ravel()
         changes = np.flatnonzero(np.diff(best, prepend=-1))
         return "".join(self.classes[index] for index in best[changes] if index != self.blank)
+
+
+def _classes(characters: list[str], blank: int, shape: Sequence[int]) -> tuple[list[str], int]:
+    """The text of each class of an output of `shape`, and which class is the blank.
+
+    Raises:
+        UserError: no size of the shape is their number.
+    """
+    for texts in (characters, [*characters, " "]):
+        if len(texts) + 1 in shape[1:]:
+            blank %= len(texts) + 1
+            return [*texts[:blank], "", *texts[blank:]], blank
+    raise UserError(f"{len(characters)} characters do not fit an output of shape {list(shape)}: it needs one class each, and the blank")
 
 
 def edit_distance(read: str, target: str) -> int:

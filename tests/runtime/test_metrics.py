@@ -195,6 +195,18 @@ def test_characters_that_do_not_fit() -> None:
         ExactMatch(characters="nowhere.txt").bind(models.identity(1, 6, 5))
 
 
+@pytest.mark.parametrize(("classes", "text"), [(3, "äß"), (4, "äß ")])
+def test_the_first_output_tells_the_classes_where_the_model_does_not(tmp_path: Path, classes: int, text: str) -> None:
+    (tmp_path / "characters.txt").write_text("ä\nß\n", encoding="utf-8")
+    metric = ExactMatch(characters=str(tmp_path / "characters.txt"))
+    metric.bind(models.identity(-1, 1, -1))
+    assert metric.decoder(scores([1, 0, 2, 2, classes - 1], classes).transpose(1, 0, 2)) == text
+    other = ExactMatch(characters=str(tmp_path / "characters.txt"))
+    other.bind(models.identity(-1, 1, -1))
+    with pytest.raises(UserError, match=r"2 characters do not fit an output of shape \[4, 1, 9\]"):
+        other.decoder(scores([1, 0, 2, 2], 9).transpose(1, 0, 2))
+
+
 @pytest.mark.parametrize(("ignore_space", "expected"), [(False, [0, 0, 1]), (True, [1, 0, 1])])
 def test_exact_match(ignore_space: bool, expected: list[int]) -> None:
     metric = ExactMatch(ignore_space=ignore_space)
