@@ -37,8 +37,10 @@ from stages.configuration.schema import (
 from stages.configuration.secrets import refuse_secrets
 
 QUANTILE_TYPES = ("quantile", "abs_quantile")
-LOWER_TYPES = ("min", "quantile")
-UPPER_TYPES = ("max", "abs_max", "quantile", "abs_quantile")
+POOLED_TYPES = ("histogram", "percentile", "entropy")  # of all samples together
+SHARE_TYPES = (*QUANTILE_TYPES, "percentile")
+LOWER_TYPES = ("min", "quantile", *POOLED_TYPES)
+UPPER_TYPES = ("max", "abs_max", "quantile", "abs_quantile", *POOLED_TYPES)
 
 
 def checked(values: object) -> Config:
@@ -175,12 +177,16 @@ def _check_estimator(estimator: RangeEstimator, key: str) -> None:
         if entry.type is not None and entry.type not in allowed:
             raise refused(f"{name}.type", entry.type, f"one of {', '.join(allowed)}, or null for what the preset says")
         by_preset = estimator.preset == "quantile"
-        if entry.type in QUANTILE_TYPES and entry.outlier_prob is None and not by_preset:
+        if entry.type in SHARE_TYPES and entry.outlier_prob is None and not by_preset:
             raise refused(f"{name}.outlier_prob", None, f"a number above 0.0 and below 0.5, as {name}.type is {show(entry.type)}")
-        quantile = entry.type in QUANTILE_TYPES or (entry.type is None and by_preset)
+        quantile = entry.type in SHARE_TYPES or (entry.type is None and by_preset)
         if entry.outlier_prob is not None and not quantile:
-            fitting = " or ".join(item for item in allowed if item in QUANTILE_TYPES)
+            fitting = " or ".join(item for item in allowed if item in SHARE_TYPES)
             raise refused(f"{name}.outlier_prob", entry.outlier_prob, f"null, as {name}.type is {show(entry.type)} and not {fitting}")
+        pooled = entry.type in POOLED_TYPES or (entry.type is None and estimator.preset == "mse")
+        if entry.aggregator is not None and pooled:
+            what = f"{name}.type is {show(entry.type)}" if entry.type else f"{key}.preset is 'mse'"
+            raise refused(f"{name}.aggregator", entry.aggregator, f"null, as {what}, which looks at all samples together")
     low, high = estimator.min.clipping_value, estimator.max.clipping_value
     if low is not None and high is not None and low >= high:
         raise refused(f"{key}.min.clipping_value", low, f"less than {key}.max.clipping_value, which is {high}")
@@ -195,6 +201,8 @@ def _check_weights_estimator(weights: Scheme) -> None:
     for name, entry in (("min", lower), ("max", upper)):
         if entry.aggregator is not None:
             raise refused(f"{key}.{name}.aggregator", entry.aggregator, "null: there are no samples of weights to aggregate")
+        if entry.type in POOLED_TYPES and entry.type != "histogram":
+            raise refused(f"{key}.{name}.type", entry.type, "histogram or a type of one sample, as weights have no samples")
     if weights.mode == "symmetric" and lower != Estimator():
         given = {name: value for name, value in dataclasses.asdict(lower).items() if value is not None}
         raise refused(f"{key}.min", given, "nothing set, as quantization.weights.mode is 'symmetric' and has only a max")

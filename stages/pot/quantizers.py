@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from stages.configuration.validation import LOWER_TYPES, QUANTILE_TYPES, UPPER_TYPES
+from stages.configuration.validation import LOWER_TYPES, POOLED_TYPES, QUANTILE_TYPES, UPPER_TYPES
 from stages.pot.result import UNKNOWN, Translation, refusal, section_of
 
 SCHEME_KEYS = ("bits", "mode", "granularity", "level_low", "level_high")
@@ -48,7 +48,8 @@ def _estimator(result: Translation, given: Any, key: str, *, weights: bool, mode
     for name, value in section.items():
         if name not in ("preset", "min", "max"):
             result.leave(f"{key}.{name}", value, UNKNOWN)
-    for border, types in (("min", LOWER_TYPES), ("max", UPPER_TYPES)):
+    for border, ours in (("min", LOWER_TYPES), ("max", UPPER_TYPES)):
+        types = tuple(name for name in ours if name not in POOLED_TYPES)  # POT's
         entry = section_of(result, section.get(border), f"{key}.{border}")
         kept: dict[str, Any] = {}
         for name, value in entry.items():

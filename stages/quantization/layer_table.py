@@ -26,6 +26,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from stages.quantization.statistics.estimators import SHARE_TYPES
 from stages.runtime.latency import NodeTime
 
 COLUMNS = (
@@ -117,7 +118,7 @@ def _estimator(quantizer: Mapping[str, Any]) -> str:
     """The borders in words, `mean of min / mean of quantile 0.01`; a symmetric range follows from the upper one alone."""
 
     def border(entry: Mapping[str, Any]) -> str:
-        probability = f" {entry['outlier_prob']:g}" if entry.get("outlier_prob") is not None and "quantile" in entry["type"] else ""
+        probability = f" {entry['outlier_prob']:g}" if entry.get("outlier_prob") is not None and entry["type"] in SHARE_TYPES else ""
         clipping = f" <= {entry['clipping_value']:g}" if entry.get("clipping_value") is not None else ""
         return (f"{entry['aggregator']} of " if entry.get("aggregator") else "") + entry["type"] + probability + clipping
 

@@ -10,17 +10,19 @@ from stages.configuration.schema.fields import MISSING, param
 PRESETS = ("performance", "mixed", "accuracy")
 MODES = ("symmetric", "asymmetric")
 GRANULARITIES = ("pertensor", "perchannel")
-ESTIMATOR_PRESETS = ("default", "quantile")
-ESTIMATOR_TYPES = ("min", "max", "abs_max", "quantile", "abs_quantile")
-AGGREGATORS = ("mean", "max", "min", "median", "mean_no_outliers", "median_no_outliers", "hl_estimator")
+ESTIMATOR_PRESETS = ("default", "quantile", "mse")
+ESTIMATOR_TYPES = ("min", "max", "abs_max", "quantile", "abs_quantile", "histogram", "percentile", "entropy")
+AGGREGATORS = ("mean", "max", "min", "median", "mean_no_outliers", "median_no_outliers", "hl_estimator", "mean_unclipped")
 
 
 @dataclass
 class Estimator:
     """How one border of a range is estimated; unset keys come from the estimator preset."""
 
-    type: str | None = param(None, "statistic of one sample", choices=ESTIMATOR_TYPES)
-    outlier_prob: float | None = param(None, "share of values cut off by the quantile types", above=0.0, below=0.5)
+    type: str | None = param(
+        None, "statistic of a sample; histogram, percentile and entropy: of all samples together", choices=ESTIMATOR_TYPES
+    )
+    outlier_prob: float | None = param(None, "share of values cut off by the quantile types and percentile", above=0.0, below=0.5)
     clipping_value: float | None = param(None, "the border is never wider than this value")
     aggregator: str | None = param(None, "how samples are combined (activations only)", choices=AGGREGATORS)
 
@@ -29,7 +31,7 @@ class Estimator:
 class RangeEstimator:
     """Range estimation: a preset, refined per border."""
 
-    preset: str = param("default", "table of estimators to start from", choices=ESTIMATOR_PRESETS)
+    preset: str = param("default", "table of estimators to start from; mse: ranges of least squared error", choices=ESTIMATOR_PRESETS)
     min: Estimator = param(Estimator, "lower border")
     max: Estimator = param(Estimator, "upper border")
 

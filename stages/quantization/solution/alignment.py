@@ -132,6 +132,7 @@ def aligned_statistics(statistics: Statistics, tensor: TensorName, first: str, s
         channel_highest=statistics.channel_highest | {tensor: highest},
         input_mean=statistics.input_mean | means["input"],
         output_mean=statistics.output_mean | means["output"],
+        distribution={name: counts for name, counts in statistics.distribution.items() if name != tensor},
     )
 
 

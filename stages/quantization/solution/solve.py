@@ -28,6 +28,8 @@ from stages.quantization.model.weights import bias_values, weight_layout
 from stages.quantization.placement.plan import Border, Plan, Quantizer
 from stages.quantization.solution.alignment import align
 from stages.quantization.solution.biases import Correction, decide, mean_output, threshold
+from stages.quantization.solution.least_error import weight_share
+from stages.quantization.solution.pooled import pooled_borders, unclipped, unusable
 from stages.quantization.solution.ranges import (
     SIGN_TOLERANCE,
     Range,
@@ -40,7 +42,15 @@ from stages.quantization.solution.ranges import (
     symmetric_weight_range,
     zero_on_level,
 )
-from stages.quantization.statistics.estimators import aggregate, array_statistic, by_batch
+from stages.quantization.statistics.estimators import (
+    LEAST_ERROR,
+    POOLED_TYPES,
+    QUANTILE_TYPES,
+    UNCLIPPED_MEAN,
+    aggregate,
+    array_statistic,
+    by_batch,
+)
 from stages.quantization.statistics.points import mean_is_linear
 from stages.quantization.statistics.store import Statistics
 from stages.quantization.statistics.tails import absolute_tail, tail_quantile
@@ -103,25 +113,54 @@ def _weight_range(graph: Graph, quantizer: Quantizer, weights: dict[str, NDArray
         values = values.reshape(_shape_of_weights(graph, quantizer))
         if _is_grouped(graph, quantizer):
             values = values.reshape(-1, *values.shape[2:])
-    lower, upper = quantizer.estimator.min, quantizer.estimator.max
-    levels = quantizer.scheme.levels(WEIGHTS)
+    symmetric, levels = quantizer.scheme.symmetric, quantizer.scheme.levels(WEIGHTS)
+    least = LEAST_ERROR in (quantizer.estimator.min.type, quantizer.estimator.max.type)
+    lower, upper = (_widest(border, symmetric, side) for side, border in vars(quantizer.estimator).items())
     high = array_statistic(values, upper, axis, upper=True)
-    if quantizer.scheme.symmetric:
+    if symmetric:
         borders = symmetric_weight_range(high, levels)
     else:
         borders = asymmetric_range(array_statistic(values, lower, axis, upper=False), high, levels, pot_compatible)
+    if least and not quantizer.doubled:
+        # Weights that leave half of the levels unused, lest sums saturate, would use them if their range were narrower.
+        # Both sides by the same factor: zero stays on a level.
+        rows = values.reshape(1, -1) if axis is None else np.moveaxis(values, axis, 0).reshape(values.shape[axis], -1)
+        share = weight_share(rows, borders, levels).reshape(np.shape(borders.high))
+        borders = Range(borders.low * share, borders.high * share)
     return _clipped(quantizer, borders, pot_compatible)
+
+
+def _widest(border: Border, symmetric: bool, side: str) -> Border:
+    """The border from which a range of least error is searched inwards."""
+    return replace(border, type="abs_max" if symmetric and side == "max" else side) if border.type == LEAST_ERROR else border
 
 
 def _activation_range(quantizer: Quantizer, statistics: Statistics, batch_size: int, pot_compatible: bool) -> Range:
     scheme, levels = quantizer.scheme, quantizer.scheme.levels(ACTIVATIONS)
-    low = _aggregated(quantizer, quantizer.estimator.min, statistics, batch_size, upper=False)
-    high = _aggregated(quantizer, quantizer.estimator.max, statistics, batch_size, upper=True)
+    low, high = _activation_borders(quantizer, statistics, batch_size)
     if scheme.symmetric:
         borders = symmetric_activation_range(low, high, levels, scheme.signed, 0.0 if pot_compatible else SIGN_TOLERANCE)
     else:
         borders = asymmetric_range(low, high, levels, pot_compatible)
     return _clipped(quantizer, borders, pot_compatible)
+
+
+def _activation_borders(quantizer: Quantizer, statistics: Statistics, batch_size: int) -> tuple[Array, Array]:
+    """What the estimator says of the samples."""
+
+    def of_samples(border: Border, *, upper: bool) -> Array | None:
+        if border.type in POOLED_TYPES:
+            return None
+        value = _aggregated(quantizer, border, statistics, batch_size, upper=upper)
+        if border.aggregator == UNCLIPPED_MEAN and not value.ndim and border.type not in QUANTILE_TYPES:
+            return unclipped(quantizer, border, statistics, value, upper=upper)
+        return value
+
+    low = of_samples(quantizer.estimator.min, upper=False)
+    high = of_samples(quantizer.estimator.max, upper=True)
+    if low is not None and high is not None:
+        return low, high
+    return pooled_borders(quantizer, statistics, low, high)
 
 
 def _clipped(quantizer: Quantizer, borders: Range, pot_compatible: bool) -> Range:
@@ -153,11 +192,7 @@ def _aggregated(quantizer: Quantizer, border: Border, statistics: Statistics, ba
         ) from None
     infinite = samples[~np.isfinite(values).all(axis=tuple(range(1, values.ndim)))]
     if len(infinite) or not len(samples):
-        what = f"takes values that are not finite for calibration sample {infinite[0]}" if len(infinite) else "is empty for all samples"
-        raise UserError(
-            f"{tensor.name} (output {tensor.port}) {what};"
-            " quantization.ignored.scope can leave the operations that read it in floating point"
-        )
+        raise UserError(unusable(tensor, infinite))
     aggregator = border.aggregator or "mean"
     return aggregate(aggregator, by_batch(values.astype(np.float64, copy=False), border.type, aggregator, batch_size, samples))
 

@@ -19,6 +19,7 @@ from openvino import opset13 as op
 from stages.quantization.model.graph import Graph, Port, bias_add, input_channel_axis, output_channel_axis
 from stages.quantization.placement.alignment_pairs import TAIL
 from stages.quantization.placement.plan import TensorName
+from stages.quantization.statistics.distribution import counted, picked_places, sparse
 from stages.quantization.statistics.means import Means, channel_mean
 from stages.quantization.statistics.passes import Infer, Store, Wanted, run_passes
 from stages.quantization.statistics.points import Points
@@ -37,6 +38,7 @@ class _Tails(NamedTuple):
     count: Callable[[Sequence[int]], int]  # how many values that are, from the tensor's shape
     probabilities: Sequence[float]
     least: Callable[[Sequence[int]], int] | None = None  # from the shape: how many values a tail needs for other reasons
+    counts: dict[TensorName, NDArray[np.int64]] | None = None  # how the values are distributed; None: not asked for
 
     def length(self, shape: Sequence[int]) -> int:
         """How many values a tail of a tensor of that shape needs."""
@@ -75,6 +77,7 @@ def collect(
 
     run_passes(model, of_samples, infer, samples, budget)
     statistics.input_mean, statistics.output_mean = input_means.value(), output_means.value()
+    statistics.distribution = {name: sparse(counts) for name, counts in statistics.distribution.items()}
     return statistics
 
 
@@ -91,7 +94,7 @@ def _wanted(
     output_means: Means,
 ) -> Iterator[Wanted]:
     """Everything that the points ask for, the same each time. They were read from another copy of the model: names lead to this one."""
-    whole = _of_tensors(statistics.lowest, statistics.highest, statistics.size, outlier_probs)
+    whole = _of_tensors(statistics.lowest, statistics.highest, statistics.size, outlier_probs)._replace(counts=statistics.distribution)
     channel = _Tails(
         statistics.channel_lowest,
         statistics.channel_highest,
@@ -163,6 +166,8 @@ def _tails(
                     columns = np.full((*columns.shape[:-1], 1), np.nan, np.float32)
                 for table, upper in ((tails.lowest, False), (tails.highest, True)):
                     _keep(table, name, position, extremes(columns, max(1, tails.length(values.shape[1:])), upper=upper), samples)
+                if tails.counts is not None and values.size:
+                    _count(tails.counts, name)(position, columns[:, picked_places(columns.shape[-1])])
 
         yield Wanted(order, output, store)
         return
@@ -170,6 +175,13 @@ def _tails(
     overlap = any(tails.count(shape) <= 2 * tails.length(shape) for tails in (whole, channels) if tails is not None)
     lowest = overlap or not from_zero
     found = find_tails(output, whole and whole.length(shape), channels and channels.length(shape), lowest)
+    if whole is not None and whole.counts is not None and found.whole is not None:
+        count = _count(whole.counts, name)
+        if found.picked is not None:
+            yield Wanted(order, found.picked, count)
+        else:
+            places = picked_places(whole.count(shape))
+            yield Wanted(order, found.whole[1], lambda position, values: count(position, values[:, places]))
     for asked, ends, columns in ((whole, found.whole, _flat), (channels, found.channels, _as_they_are)):
         if asked is not None and ends is not None:
             asked.size[name][:] = asked.count(shape)
@@ -249,6 +261,14 @@ def _keep(table: dict[TensorName, Array], name: TensorName, position: int, tails
         missing = np.full((*stored.shape[:-1], length - stored.shape[-1]), np.nan, np.float32)
         table[name] = stored = np.concatenate([stored, missing], axis=-1)
     stored[position : position + len(tails), ..., :length] = tails
+
+
+def _count(table: dict[TensorName, NDArray[np.int64]], name: TensorName) -> Store:
+    def store(_: int, values: NDArray[Any]) -> None:
+        numbers = counted(values)
+        table[name] = table[name] + numbers if name in table else numbers
+
+    return store
 
 
 def _shapes(table: dict[str, tuple[int, ...]], name: str) -> Store:

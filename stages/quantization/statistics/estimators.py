@@ -15,6 +15,11 @@ from stages.configuration.target_device import ACTIVATIONS, Scheme
 from stages.quantization.placement.plan import Border, Estimator
 
 QUANTILE_TYPES = frozenset({"quantile", "abs_quantile"})
+SHARE_TYPES = QUANTILE_TYPES | {"percentile"}  # what outlier_prob is for
+# What all samples together are asked for, rather than each: no aggregator combines them.
+LEAST_ERROR, PERCENTILE, LEAST_DIVERGENCE = "histogram", "percentile", "entropy"  # NNCF's and ONNX Runtime's names
+POOLED_TYPES = frozenset({LEAST_ERROR, PERCENTILE, LEAST_DIVERGENCE})
+UNCLIPPED_MEAN = "mean_unclipped"
 DEFAULT_OUTLIER_PROB = 1e-4
 
 Array = NDArray[np.float64]
@@ -33,29 +38,47 @@ _WEIGHT_DEFAULTS = {
 
 
 def default_estimator(scheme: Scheme, kind: str, preset: str = "default") -> Estimator:
-    """The estimator that a preset (default or quantile) means for a scheme."""
+    """The estimator that a preset (default, quantile or mse) means for a scheme."""
     table = _ACTIVATION_DEFAULTS[scheme.perchannel, scheme.symmetric] if kind == ACTIVATIONS else _WEIGHT_DEFAULTS[scheme.symmetric]
-    if preset == "default":
-        return table
     lower, upper = table.min, table.max
+    if preset == "default" or (preset == "mse" and not can_pool(LEAST_ERROR, scheme, kind)):
+        return table
+    if preset == "mse":
+        least = Border(LEAST_ERROR)
+        return Estimator(lower if scheme.symmetric else least, least)
     if not scheme.symmetric:
         lower = replace(lower, type="quantile", outlier_prob=DEFAULT_OUTLIER_PROB)
     return Estimator(lower, replace(upper, type="abs_quantile" if scheme.symmetric else "quantile", outlier_prob=DEFAULT_OUTLIER_PROB))
+
+
+def can_pool(type: str, scheme: Scheme, kind: str) -> bool:
+    """Whether enough is known of the values for an estimator that looks at all of them.
+
+    Of the channels of activations only the outermost values are stored. Weights have no samples: only their error is known.
+    """
+    return type not in POOLED_TYPES or (type == LEAST_ERROR if kind != ACTIVATIONS else not scheme.perchannel)
 
 
 def resolve_estimator(scheme: Scheme, kind: str, config: schema.RangeEstimator) -> Estimator:
     """The preset's estimator with the configured keys on top."""
     base = default_estimator(scheme, kind, config.preset)
 
-    def refine(border: Border, given: schema.Estimator) -> Border:
+    def refine(side: str, border: Border, given: schema.Estimator) -> Border:
         keys = {key: value for key, value in vars(given).items() if value is not None}
-        if keys.get("type", border.type) in QUANTILE_TYPES:
+        if not can_pool(keys.get("type", ""), scheme, kind):
+            keys = {key: value for key, value in keys.items() if key not in ("type", "outlier_prob")}
+        pooled = keys.get("type", border.type) in POOLED_TYPES
+        if keys.get("type", border.type) in SHARE_TYPES:
             keys.setdefault("outlier_prob", border.outlier_prob or DEFAULT_OUTLIER_PROB)
         if kind != ACTIVATIONS:
             keys.pop("aggregator", None)
+        elif pooled:
+            keys["aggregator"] = None
+        elif keys.get("aggregator", border.aggregator) is None:
+            keys["aggregator"] = getattr(default_estimator(scheme, kind), side).aggregator
         return replace(border, **keys)
 
-    return Estimator(refine(base.min, config.min), refine(base.max, config.max))
+    return Estimator(refine("min", base.min, config.min), refine("max", base.max, config.max))
 
 
 # --------------------------------------------------------------------------------------------------------- aggregators
@@ -78,7 +101,7 @@ def by_batch(values: Array, type: str, aggregator: str, size: int, samples: NDAr
     starts = np.flatnonzero(np.diff(batches, prepend=-1))
     if values.ndim == 1 and type in _EXTREMES:
         return np.asarray(_EXTREMES[type].reduceat(values, starts))
-    if aggregator == "mean":
+    if aggregator in ("mean", UNCLIPPED_MEAN):
         counts = np.diff(np.append(starts, len(values)))
         return np.asarray(np.add.reduceat(values, starts, axis=0) / counts.reshape(-1, *[1] * (values.ndim - 1)))
     return values
@@ -105,6 +128,7 @@ def _hodges_lehmann(values: Array) -> Array:
 _EXTREMES = {"min": np.minimum, "max": np.maximum, "abs_max": np.maximum}
 _AGGREGATORS = {
     "mean": lambda values: np.asarray(values.mean(axis=0)),
+    UNCLIPPED_MEAN: lambda values: np.asarray(values.mean(axis=0)),  # what it clips is known of all values only (`pooled`)
     "max": lambda values: np.asarray(values.max(axis=0)),
     "min": lambda values: np.asarray(values.min(axis=0)),
     "median": lambda values: np.asarray(np.median(values, axis=0)),

@@ -16,9 +16,10 @@ from numpy.typing import NDArray
 
 from stages.common.errors import UserError
 from stages.quantization.placement.plan import TensorName
+from stages.quantization.statistics.distribution import representatives
 
 Array = NDArray[np.float32]
-FORMAT = 1
+FORMAT = 2
 PER_TENSOR = (*("lowest", "highest", "size", "channel_lowest", "channel_highest", "channel_size"),)
 PER_OPERATION = ("input_mean", "output_mean")
 
@@ -39,6 +40,7 @@ class Statistics:
         input_mean: [C] by operation, the data input's mean over samples and all axes but the channel's.
         output_mean: [C] by operation, the same of the output with its bias.
         input_shape: By operation, the data input's most frequent shape.
+        distribution: [2, n], how the values of all samples are distributed (`distribution`).
         derived: Tensor -> (stored tensor, scale, offset) with x = (y - offset) / scale of each stored value y.
     """
 
@@ -49,6 +51,7 @@ class Statistics:
     channel_lowest: dict[TensorName, Array] = field(default_factory=dict)
     channel_highest: dict[TensorName, Array] = field(default_factory=dict)
     channel_size: dict[TensorName, NDArray[np.int64]] = field(default_factory=dict)
+    distribution: dict[TensorName, NDArray[np.int64]] = field(default_factory=dict)
     input_mean: dict[str, NDArray[np.float64]] = field(default_factory=dict)
     output_mean: dict[str, NDArray[np.float64]] = field(default_factory=dict)
     input_shape: dict[str, tuple[int, ...]] = field(default_factory=dict)
@@ -62,6 +65,14 @@ class Statistics:
         low, high = (((table[stored].astype(np.float64) - offset) / scale).astype(np.float32) for table in (self.lowest, self.highest))
         return (low, high, self.size[stored]) if scale > 0 else (high, low, self.size[stored])
 
+    def body(self, tensor: TensorName) -> tuple[NDArray[np.float64], NDArray[np.float64]] | None:
+        """Values that stand for those of a tensor, and the share of each; None where its distribution is not known."""
+        stored, scale, offset = self.derived.get(tensor, (tensor, 1.0, 0.0)) if tensor not in self.distribution else (tensor, 1.0, 0.0)
+        if stored not in self.distribution:
+            return None
+        values, shares = representatives(self.distribution[stored])
+        return (values - offset) / scale, shares
+
 
 def empty_tensors(statistics: Statistics) -> dict[TensorName, int]:
     """For how many samples a tensor is empty, where there are any."""
@@ -70,7 +81,7 @@ def empty_tensors(statistics: Statistics) -> dict[TensorName, int]:
 
 
 def first_samples(statistics: Statistics, count: int) -> Statistics:
-    """The statistics of the first samples only; means, which are kept over all samples, stay."""
+    """The statistics of the first samples only; means and distributions, which are kept over all samples, stay."""
     tables = {name: {key: values[:count] for key, values in getattr(statistics, name).items()} for name in PER_TENSOR}
     return replace(statistics, samples=count, **tables)
 
@@ -79,7 +90,7 @@ def save(statistics: Statistics, folder: Path) -> None:
     """Write statistics.npz (arrays) and index.json (which array is what)."""
     arrays: dict[str, NDArray[Any]] = {}
     entries: list[dict[str, Any]] = []
-    for quantity in (*PER_TENSOR, *PER_OPERATION):
+    for quantity in (*PER_TENSOR, "distribution", *PER_OPERATION):
         for key, values in sorted(getattr(statistics, quantity).items()):  # in whatever order they were collected
             name = {"operation": key} if quantity in PER_OPERATION else {"tensor": list(key)}
             entries.append({"quantity": quantity, **name, "array": str(len(arrays))})

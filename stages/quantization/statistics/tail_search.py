@@ -17,6 +17,8 @@ import numpy as np
 import openvino as ov
 from openvino import opset13 as op
 
+from stages.quantization.statistics.distribution import picked_places
+
 LARGEST_CELL = 64  # from so many places at once memory is still read fast
 LEAST_CELL = 8  # for less the values may as well be read twice
 BALANCE = 4  # to copy and search a value of the cells that are left takes as long as to search so many cells
@@ -31,6 +33,7 @@ class Found(NamedTuple):
 
     whole: Ends | None  # of the whole tensor
     channels: Ends | None  # [C, n], per channel (axis 1)
+    picked: ov.Output | None = None  # some of the values; None where all leave, or where the whole tensor is not searched
 
 
 def find_tails(output: ov.Output, length: int | None, channel_length: int | None, lowest: bool = True) -> Found:
@@ -42,15 +45,16 @@ def find_tails(output: ov.Output, length: int | None, channel_length: int | None
     # What comes from outside comes as it is.
     image = len(output.get_shape()) in (4, 5) and output.get_node().get_type_name() != "Parameter"
     if channel_length is None:
-        return Found(None if length is None else _whole_tails(_channels_last(output) if image else output, length, modes), None)
+        whole, picked = _whole_tails(_channels_last(output) if image else output, length, modes)
+        return Found(whole, None, picked)
     columns = _columns(output)
     positions, channels = columns.get_shape()
     if image and length is not None and (channel_length == 1 or positions * channels >= LONG):
         cell = _cell(positions, channels, length, channel_length)
         if cell >= LEAST_CELL:
             return _both(columns, cell, length, channel_length, modes)
-    whole = _whole_tails(columns if image else output, length, modes) if length is not None else None
-    return Found(whole, _channel_tails(columns, channel_length, modes))
+    whole, picked = _whole_tails(columns if image else output, length, modes)
+    return Found(whole, _channel_tails(columns, channel_length, modes), picked)
 
 
 def _ends(outputs: Sequence[ov.Output]) -> Ends:
@@ -77,12 +81,21 @@ def _columns(output: ov.Output) -> ov.Output:
     return op.reshape(_channels_last(output), np.array([-1, output.get_shape()[1]]), False).output(0)
 
 
-def _whole_tails(values: ov.Output, length: int, modes: Sequence[str]) -> Ends:
+def _whole_tails(values: ov.Output, length: int | None, modes: Sequence[str]) -> tuple[Ends | None, ov.Output | None]:
+    """The tails of a whole tensor, and some of its values."""
+    if length is None:
+        return None, None
     size = math.prod(values.get_shape())
     if length > 1 and size <= max(FEW, 2 * length):
-        return _ends([op.reshape(values, np.array([-1]), False).output(0)] * len(modes))
+        return _ends([op.reshape(values, np.array([-1]), False).output(0)] * len(modes)), None
     table = op.reshape(values, np.array([_cell(size, 1, length), -1]), False)
-    return _ends([_of_best_cells(table, EXTREMES[mode](table, 0), length, mode) for mode in modes])
+    return _ends([_of_best_cells(table, EXTREMES[mode](table, 0), length, mode) for mode in modes]), _picked(table)
+
+
+def _picked(table: ov.Node) -> ov.Output:
+    """Some of a table's values. Of the table that is searched, as another view of the tensor might be copied together."""
+    flat = op.reshape(table, np.array([-1]), False)
+    return op.gather(flat, picked_places(flat.get_output_shape(0)[0]), np.int64(0)).output(0)
 
 
 def _channel_tails(columns: ov.Output, length: int, modes: Sequence[str]) -> Ends:
@@ -103,7 +116,7 @@ def _both(columns: ov.Output, cell: int, length: int, channel_length: int, modes
         extremes = EXTREMES[mode](table, 0)
         whole.append(_of_best_cells(table, extremes, length, mode))
         by_channel.append(_of_best_cells_per_channel(table, extremes, columns.get_shape()[1], channel_length, mode))
-    return Found(_ends(whole), _ends(by_channel))
+    return Found(_ends(whole), _ends(by_channel), _picked(table))
 
 
 def _cell(count: int, channels: int, length: int | None = None, channel_length: int = 1) -> int:

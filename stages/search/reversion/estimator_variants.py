@@ -1,6 +1,6 @@
 """Other range estimators and the other bias correction, to be tried before a layer is given up (POT's tune_hyperparams).
 
-The grid is POT's (pot_behaviour.md section 8.5). Only the estimators change: schemes, clipping values and the estimators of
+The grid is POT's (pot_behaviour.md section 8.5), and ranges of least error besides. Only the estimators change: schemes, clipping values and the estimators of
 weights stay what was asked for. A symmetric range has the largest magnitude as its border, not the largest value, and its lower
 border, which only decides about the sign, stays as it is.
 """
@@ -12,6 +12,7 @@ from itertools import product
 
 from stages.configuration.target_device import ACTIVATIONS
 from stages.quantization.placement.plan import Border, Estimator, Plan, Quantizer
+from stages.quantization.statistics.estimators import default_estimator
 from stages.search.candidates import Candidate, candidate_key
 
 OUTLIER_PROBS = (1e-3, 1e-4)  # POT writes 10e-4 and 10e-5
@@ -26,6 +27,7 @@ def estimator_variants(base: Candidate) -> list[Candidate]:
         label = f"lower border {_words(low, 'min')}, upper border {_words(high, 'max')}"
         # Corrections that were found with inference belong to the weights, which stay.
         variants.append(replace(base, plan=_with_estimators(base.plan, low, high), label=label))
+    variants.append(replace(base, plan=_of_least_error(base.plan), label="ranges of least error"))
     different = {candidate_key(variant): variant for variant in reversed(variants)}
     different.pop(candidate_key(base), None)
     return [variant for variant in variants if different.get(candidate_key(variant)) is variant]
@@ -52,6 +54,22 @@ def _with_estimators(plan: Plan, low: float | None, high: float | None) -> Plan:
             lower = _border(lower, low, "min", "quantile", "min")
             upper = _border(upper, high, "max", "quantile", "max")
         return replace(quantizer, estimator=Estimator(lower, upper))
+
+    return replace(plan, quantizers=tuple(changed(quantizer) for quantizer in plan.quantizers))
+
+
+def _of_least_error(plan: Plan) -> Plan:
+    """The plan with activations' ranges of least error where enough is known of their values."""
+
+    def changed(quantizer: Quantizer) -> Quantizer:
+        if quantizer.kind != ACTIVATIONS:
+            return quantizer
+        least, now = default_estimator(quantizer.scheme, quantizer.kind, "mse"), quantizer.estimator
+        lower, upper = (
+            replace(border, clipping_value=own.clipping_value)
+            for border, own in zip((least.min, least.max), (now.min, now.max), strict=True)
+        )
+        return replace(quantizer, estimator=Estimator(now.min if quantizer.scheme.symmetric else lower, upper))
 
     return replace(plan, quantizers=tuple(changed(quantizer) for quantizer in plan.quantizers))
 

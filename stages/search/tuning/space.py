@@ -21,13 +21,21 @@ from stages.configuration import schema
 from stages.configuration.target_device import ACTIVATIONS, WEIGHTS
 from stages.quantization.placement.plan import Border, Estimator, Float, Plan, Quantizer, plan_to_json
 from stages.quantization.planning import Offer
-from stages.quantization.statistics.estimators import DEFAULT_OUTLIER_PROB, QUANTILE_TYPES, default_estimator
+from stages.quantization.statistics.estimators import (
+    DEFAULT_OUTLIER_PROB,
+    LEAST_ERROR,
+    POOLED_TYPES,
+    QUANTILE_TYPES,
+    SHARE_TYPES,
+    can_pool,
+    default_estimator,
+)
 from stages.search.tuning.layer_units import Unit, make_base, make_units, selected_units
 
 QUANTIZED, FLOAT = "quantized", "float"
 SCHEME_KEYS = ("bits", "mode", "granularity")
 SWITCHED_OFF = "left in floating point by the search"
-CUSTOM = "base"  # an estimator that is neither preset's
+CUSTOM = "base"  # an estimator that is no preset's
 
 Proposal = dict[str, str]  # parameter -> choice
 Options = dict[tuple[str, ...], dict[str, Quantizer]]  # values of the scheme keys in scope -> by quantizer name, the quantizer with them
@@ -262,11 +270,13 @@ class Space:
         for side in ("max",) if symmetric else ("min", "max"):
             if "type" in scope:
                 extreme = "max" if side == "max" else "min"
-                now = "quantile" if _border(result, side).type in QUANTILE_TYPES else extreme
-                chosen = answer(Question(unit, kind, f"estimator.{side}.type"), (extreme, "quantile"), now)
+                now = _type_choice(_border(result, side).type, extreme)
+                pooled = [LEAST_ERROR] if can_pool(LEAST_ERROR, next(iter(result.values())).scheme, kind) else []
+                choices = tuple(dict.fromkeys([extreme, "quantile", *pooled, now]))
+                chosen = answer(Question(unit, kind, f"estimator.{side}.type"), choices, now)
                 if chosen != now:
                     result = _refined(result, side, type=_border_type(chosen, symmetric))
-            if "outlier_prob" in scope and _border(result, side).type in QUANTILE_TYPES:
+            if "outlier_prob" in scope and _border(result, side).type in SHARE_TYPES:
                 base = [self.base.quantizers[name].estimator for name in unit.quantizers(kind)]
                 own = {getattr(entry, side).outlier_prob for entry in base} - {None}
                 choices = tuple(map(str, dict.fromkeys([*self.scope.outlier_prob_choices, *sorted(own)])))
@@ -275,7 +285,7 @@ class Space:
                     Question(unit, kind, f"estimator.{side}.outlier_prob"), choices, default if default in choices else choices[0]
                 )
                 result = _refined(result, side, outlier_prob=float(chosen))
-            if "aggregator" in scope and kind == ACTIVATIONS:
+            if "aggregator" in scope and kind == ACTIVATIONS and _border(result, side).type not in POOLED_TYPES:
                 now = str(_border(result, side).aggregator)
                 chosen = answer(Question(unit, kind, f"estimator.{side}.aggregator"), schema.AGGREGATORS, now)
                 if chosen != now:
@@ -292,7 +302,7 @@ def _value_of(quantizer: Quantizer, key: str) -> str | None:
     _, side, what = key.split(".")
     border: Border = getattr(quantizer.estimator, side)
     if what == "type":
-        return "quantile" if border.type in QUANTILE_TYPES else side
+        return _type_choice(border.type, side)
     return str(getattr(border, what))
 
 
@@ -321,17 +331,26 @@ def _border(quantizers: Mapping[str, Quantizer], side: str) -> Border:
     return getattr(next(iter(quantizers.values())).estimator, side)
 
 
+def _type_choice(type: str, extreme: str) -> str:
+    """The choice that a border's type is."""
+    return type if type in POOLED_TYPES else "quantile" if type in QUANTILE_TYPES else extreme
+
+
 def _border_type(choice: str, symmetric: bool) -> str:
-    """Symmetric ranges are estimated from absolute values."""
-    return f"abs_{choice}" if symmetric else choice
+    """Symmetric ranges are estimated from absolute values; what looks at all samples knows that by itself."""
+    return f"abs_{choice}" if symmetric and choice not in POOLED_TYPES else choice
 
 
 def _refined(quantizers: Mapping[str, Quantizer], side: str, **values: Any) -> dict[str, Quantizer]:
-    """The quantizers with some keys of one border replaced; a new quantile gets a probability, and anything else loses it."""
+    """The quantizers with some keys of one border replaced; a new quantile gets a probability, what looks at
+    all samples together loses its aggregator, and the other way round.
+    """
     result = {}
     for name, quantizer in quantizers.items():
         border: Border = replace(getattr(quantizer.estimator, side), **values)
-        probability = (border.outlier_prob or DEFAULT_OUTLIER_PROB) if border.type in QUANTILE_TYPES else None
-        border = replace(border, outlier_prob=probability)
+        probability = (border.outlier_prob or DEFAULT_OUTLIER_PROB) if border.type in SHARE_TYPES else None
+        usual: Border = getattr(default_estimator(quantizer.scheme, quantizer.kind), side)
+        aggregator = None if border.type in POOLED_TYPES else border.aggregator or usual.aggregator
+        border = replace(border, outlier_prob=probability, aggregator=aggregator)
         result[name] = _with_estimator(quantizer, replace(quantizer.estimator, **{side: border}))
     return result
