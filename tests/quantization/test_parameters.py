@@ -57,6 +57,47 @@ def test_the_type_of_an_estimator(kind: str) -> None:
     assert min(abs(expected[kind] - other) for name, other in expected.items() if name != kind) > 0.01 * expected[kind]
 
 
+@pytest.mark.parametrize("kind", ["histogram", "percentile", "entropy"])
+def test_the_types_that_look_at_all_samples_together(kind: str) -> None:
+    tested, probability = network(), 0.02 if kind == "percentile" else None
+    upper = schema.RangeEstimator(max=schema.Estimator(type=kind, outlier_prob=probability))
+    high = float(solved(tested, activations=schema.Scheme(mode="symmetric", range_estimator=upper))["source"].high)
+    values = np.sort(np.abs(raw(tested)).reshape(-1))
+    if kind == "percentile":  # 2 % of 60 values: one may lie beyond
+        assert values[-2] * (1 - 1e-6) <= high < values[-1]
+    else:
+        # Of 60 values none is worth clipping for 255 levels; the mean of the samples' maxima would clip two of five.
+        assert high == pytest.approx(values[-1], rel=1e-6)
+        assert float(np.abs(raw(tested)).max(axis=1).mean()) < 0.95 * high
+
+
+def test_the_preset_of_least_error_concerns_activations_and_weights() -> None:
+    source = parameter((2, 6))
+    weights = WEIGHTS.copy()
+    tested = model(matmul(named(op.negative(op.elu(source, 0.5)), "source"), weights, "layer"), source)
+    found = quantized(tested, SAMPLES, probabilities=[0.1], range_estimator=schema.RangeEstimator(preset="mse"))
+    assert {quantizer.kind: quantizer.estimator.max.type for quantizer in found.plan.quantizers} == {
+        "activations": "histogram",
+        "weights": "histogram",
+    }
+    assert all(quantizer.estimator.max.aggregator is None for quantizer in found.plan.quantizers)
+    default = quantized(tested, SAMPLES, probabilities=[0.1])
+    kept = {q.source.name: q.name for q in default.plan.quantizers}
+    assert found.solved.ranges[kept["source"]].high > 1.05 * default.solved.ranges[kept["source"]].high
+
+
+def test_a_mean_that_clips_is_widened() -> None:
+    tested = network()
+
+    def high(aggregator: str) -> float:
+        upper = schema.RangeEstimator(max=schema.Estimator(aggregator=aggregator))
+        return float(solved(tested, activations=schema.Scheme(mode="symmetric", range_estimator=upper))["source"].high)
+
+    magnitudes = np.abs(raw(tested))
+    assert high("mean") == pytest.approx(magnitudes.max(axis=1).mean(), rel=1e-6)
+    assert high("mean_unclipped") == pytest.approx(magnitudes.max(), rel=1e-6)
+
+
 def test_the_lower_border_of_an_asymmetric_range() -> None:
     for kind, share in (("min", 0.0), ("quantile", 0.1)):
         lower = schema.Estimator(type=kind, outlier_prob=share or None, aggregator="min")

@@ -186,7 +186,7 @@ BLOCK = 2**16  # values that are quantized at once: they stay in the processor's
 
 def weight_share(values: NDArray[np.floating], borders: Range, levels: int) -> Array:
     """The share [C] of each range for which quantized weights [C, n] differ least from `values`, by their squares."""
-    low, high = (np.broadcast_to(np.asarray(border, np.float32).reshape(-1, 1), (len(values), 1)) for border in borders)
+    low, high = (np.broadcast_to(np.reshape(border, (-1, 1)), (len(values), 1)) for border in borders)
     rows = max(1, BLOCK // max(values.shape[1], 1))
     best = np.ones(len(values))
     for start in range(0, len(values), rows):
@@ -196,7 +196,7 @@ def weight_share(values: NDArray[np.floating], borders: Range, levels: int) -> A
     return best
 
 
-def _error(values: NDArray[np.float32], low: NDArray[np.float32], high: NDArray[np.float32], levels: int) -> Array:
+def _error(values: NDArray[np.floating], low: Array, high: Array, levels: int) -> Array:
     difference = fake_quantize(values, Range(low, high), levels)
     difference -= values
     return np.einsum("cn,cn->c", difference, difference, dtype=np.float64)

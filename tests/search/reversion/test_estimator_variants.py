@@ -36,14 +36,16 @@ def test_symmetric_ranges_have_magnitudes_as_upper_borders_and_keep_the_lower_on
         {("abs_max", None, "max")},
         {("abs_quantile", 1e-3, "mean")},
         {("abs_quantile", 1e-4, "mean")},
+        {("histogram", None, None)},
     ]
     assert all(lower in borders(variant) for variant in variants)
 
 
 def test_asymmetric_ranges_have_every_combination() -> None:
     variants = estimator_variants(base("mixed"))
-    assert len({candidate_key(variant) for variant in variants}) == len(variants) == 9
+    assert len({candidate_key(variant) for variant in variants}) == len(variants) == 10
     assert {("quantile", 1e-4, "mean"), ("max", None, "max")} in [borders(variant) for variant in variants]
+    assert borders(variants[-1]) == {("histogram", None, None)}
 
 
 def test_only_the_estimators_of_activations_change() -> None:

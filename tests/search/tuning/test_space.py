@@ -169,6 +169,26 @@ def test_preset_choice() -> None:
     assert [quantizer.layers[0].name for quantizer in changed] == ["conv1"]
 
 
+def test_least_error_is_a_preset_and_a_type_and_has_no_aggregator() -> None:
+    plan = space().plan({"conv1.activations.estimator.preset": "mse"})
+    changed = [quantizer for quantizer in plan.quantizers if quantizer.estimator.max.type == "histogram"]
+    assert [quantizer.layers[0].name for quantizer in changed] == ["conv1"]
+    tested = space(**FULL_SCOPE)
+    proposal = tested.ask(lambda question, offered, default: "histogram" if question.key.endswith("max.type") else default)
+    assert "conv1.activations.estimator.max.aggregator" not in proposal
+    assert "conv1.activations.estimator.max.outlier_prob" not in proposal
+    borders = [quantizer.estimator.max for quantizer in tested.plan(proposal).quantizers if quantizer.layers[0].name == "conv1"]
+    assert [(border.type, border.aggregator) for border in borders] == [("histogram", None)] * 2
+
+
+def test_a_base_of_least_error_can_go_back_to_extremes() -> None:
+    tested = space(config={"range_estimator": schema.RangeEstimator(preset="mse")}, **FULL_SCOPE)
+    assert tested.base_proposal()["conv1.activations.estimator.max.type"] == "histogram"
+    plan = tested.plan({"conv1.activations.estimator.max.type": "max"})
+    border = next(q.estimator.max for q in plan.quantizers if q.kind == "activations" and q.layers[0].name == "conv1")
+    assert (border.type, border.aggregator) == ("abs_max", "mean")
+
+
 # ------------------------------------------------------------------------------------------------ layers
 
 
