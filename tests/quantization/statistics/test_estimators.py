@@ -38,6 +38,7 @@ DEFINITIONS: dict[str, Callable[[np.ndarray], Any]] = {
     "mean_no_outliers": lambda values: np.mean(inner(values)),
     "median_no_outliers": lambda values: np.median(inner(values)),
     "hl_estimator": hodges_lehmann,
+    "mean_unclipped": np.mean,  # what it clips is seen on all values only (test_parameters)
 }
 
 

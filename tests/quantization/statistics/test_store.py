@@ -26,14 +26,14 @@ def collected() -> Statistics:
 
 
 def test_every_table_is_stored() -> None:
-    assert {field.name for field in fields(Statistics)} == {*PER_TENSOR, *PER_OPERATION, "samples", "input_shape", "derived"}
+    assert {field.name for field in fields(Statistics)} == {*PER_TENSOR, *PER_OPERATION, "samples", "distribution", "input_shape", "derived"}
 
 
 def test_round_trip(tmp_path: Path) -> None:
     before = collected()
     save(before, tmp_path)
     after = load(tmp_path)
-    for quantity in (*PER_TENSOR, *PER_OPERATION):
+    for quantity in (*PER_TENSOR, "distribution", *PER_OPERATION):
         old, new = getattr(before, quantity), getattr(after, quantity)
         assert sorted(old) == list(new) and old, quantity
         for key in old:
