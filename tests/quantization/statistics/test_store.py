@@ -26,7 +26,14 @@ def collected() -> Statistics:
 
 
 def test_every_table_is_stored() -> None:
-    assert {field.name for field in fields(Statistics)} == {*PER_TENSOR, *PER_OPERATION, "samples", "distribution", "input_shape", "derived"}
+    assert {field.name for field in fields(Statistics)} == {
+        *PER_TENSOR,
+        *PER_OPERATION,
+        "samples",
+        "distribution",
+        "input_shape",
+        "derived",
+    }
 
 
 def test_round_trip(tmp_path: Path) -> None:
