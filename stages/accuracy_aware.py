@@ -100,7 +100,7 @@ def main(config: Config) -> dict[str, Any]:
 
 
 def _print(budget: Budget, step: Step) -> None:
-    from stages.runtime.evaluation_report import is_share
+    from stages.measurement.evaluation_report import is_share
 
     shares = {goal.metric: is_share(goal.judge, [goal.baseline]) for goal in budget.goals}
     drops = ", ".join(f"{metric} drops by {amount({'share': shares[metric]}, drop)}" for metric, drop in (step.drops or {}).items())
@@ -128,7 +128,8 @@ def _preset(config: Config, candidate: Candidate, mixed: Candidate | None) -> st
 
 def _latency(config: Config, problem: Problem, model: ov.Model) -> dict[str, Any]:
     """Of the model, beside FP32 in both precisions and the INT8 model that has no layer reverted."""
-    from stages.runtime import engine, latency
+    from stages.measurement import latency
+    from stages.runtime import engine
 
     if not config.evaluate.benchmark.enabled:
         return {}

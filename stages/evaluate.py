@@ -31,9 +31,10 @@ def main(config: Config) -> dict[str, Any]:
     import openvino as ov
 
     from stages.common.progress import progress
+    from stages.measurement import baseline, chance, evaluation_report, fidelity, latency
     from stages.quantization.layer_table import layer_table
     from stages.quantization.solution.tuned import load_tuned, with_tuned_ranges
-    from stages.runtime import baseline, chance, engine, evaluation_report, fidelity, latency
+    from stages.runtime import engine
     from stages.runtime.samples import validation_samples
 
     paths = {"fp32": artifacts.folder("prepare"), "int8": artifacts.folder("correct_bias")}

@@ -17,7 +17,7 @@ from stages import accuracy_aware
 from stages.common.errors import UserError
 from stages.configuration.loading import load_config
 from stages.configuration.schema import AccuracyAware, BudgetMetric, Cluster, Config
-from stages.runtime import fidelity
+from stages.measurement import fidelity
 from stages.runtime.engine import core
 from stages.runtime.metrics import Accuracy, ReferenceError
 from stages.search.reversion.budget import Budget, Goal, Parts, divide

@@ -27,7 +27,7 @@ FLOORS: list[set[str]] = [
     {"stages.common"},
     {"stages.configuration"},
     {"stages.runtime", "stages.report", "stages.pot", "stages.stage"},
-    {"stages.quantization.model"},
+    {"stages.measurement", "stages.quantization.model"},
     {"stages.quantization.placement"},
     {"stages.quantization.statistics"},
     {"stages.quantization.solution"},

@@ -26,8 +26,8 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from stages.measurement.latency import NodeTime
 from stages.quantization.statistics.estimators import SHARE_TYPES
-from stages.runtime.latency import NodeTime
 
 COLUMNS = (
     "layer",

@@ -16,11 +16,12 @@ import openvino as ov
 from numpy.typing import NDArray
 
 from stages.common.errors import UserError
+from stages.measurement import latency
 from stages.quantization.build import build, compress_weights
 from stages.quantization.refinement.accurate_bias import accurate_corrections
 from stages.quantization.solution.biases import Correction
 from stages.quantization.solution.solve import Solved
-from stages.runtime import engine, latency
+from stages.runtime import engine
 from stages.search.candidates import Candidate, candidate_key, digest
 from stages.search.problem import Problem, code_key
 

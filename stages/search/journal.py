@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from stages.common import artifacts
 from stages.common.errors import UserError
-from stages.runtime.latency import Spread
+from stages.measurement.latency import Spread
 from stages.search.evaluator import Outcome
 
 FOLDER = artifacts.BUILD / ".journal"  # no artifact: DVC knows nothing of it, and it may be removed between searches

@@ -25,6 +25,7 @@ MEMORY = 2_000_000_000  # bytes of samples, and of FP32 outputs, that a process 
 CODE = (
     "quantization",
     "runtime",
+    "measurement",
     *(f"search/{name}.py" for name in ("problem", "candidates", "evaluator", "tuning/early", "tuning/objective")),
 )
 

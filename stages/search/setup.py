@@ -14,13 +14,14 @@ from stages.common.errors import UserError
 from stages.configuration import schema
 from stages.configuration.loading import create
 from stages.configuration.schema import Config
+from stages.measurement import baseline, fidelity
 from stages.quantization.build import build, compress_weights, corrections_json, quantizers_json, save_model
 from stages.quantization.placement.plan import plan_from_json
 from stages.quantization.solution.biases import Correction
 from stages.quantization.solution.tuned import FILE as TUNED_FILE
 from stages.quantization.solution.tuned import load_tuned
 from stages.quantization.statistics.store import load
-from stages.runtime import baseline, engine, fidelity
+from stages.runtime import engine
 from stages.runtime.samples import calibration_samples, validation_samples
 from stages.search.candidates import Candidate, digest
 from stages.search.evaluator import Rows

@@ -33,13 +33,13 @@ from PIL import Image
 
 from stages.configuration import schema
 from stages.configuration.target_device import read_target
+from stages.measurement.latency import latency, speed_up
 from stages.quantization.model.graph import read_graph
 from stages.quantization.planning import make_plan
 from stages.quantization.statistics.collection import collect
 from stages.quantization.statistics.points import statistics_points
 from stages.runtime import engine
 from stages.runtime.datasets import Sample, Samples, TextLines, model_inputs
-from stages.runtime.latency import latency, speed_up
 from stages.runtime.metrics import Accuracy, ExactMatch, Metric
 from stages.runtime.sources import locate, read
 from stages.search.candidates import Candidate

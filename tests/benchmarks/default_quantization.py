@@ -25,6 +25,7 @@ import yaml
 
 from stages.configuration import schema
 from stages.configuration.target_device import read_target
+from stages.measurement.latency import latency, speed_up
 from stages.quantization.build import build
 from stages.quantization.model.graph import read_graph
 from stages.quantization.planning import make_plan
@@ -33,7 +34,6 @@ from stages.quantization.statistics.points import statistics_points
 from stages.runtime import engine
 from stages.runtime.datasets import Sample, TextLines, model_inputs
 from stages.runtime.datasets.binding import checked
-from stages.runtime.latency import latency, speed_up
 from stages.runtime.metrics import ExactMatch
 from stages.runtime.sources import locate, read
 

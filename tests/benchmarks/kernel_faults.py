@@ -37,15 +37,16 @@ from stages.common.errors import UserError
 from stages.common.progress import progress
 from stages.configuration import schema
 from stages.configuration.target_device import WEIGHTS
+from stages.measurement import fidelity
+from stages.measurement.written_out import is_activation_quantizer
 from stages.quantization.build import build, compress_weights
 from stages.quantization.model.graph import read_graph
 from stages.quantization.placement import kernel_faults
 from stages.quantization.placement.kernel_faults import FAULTS, PlacementFault, known_faults
 from stages.quantization.placement.plan import Plan, plan_to_json
 from stages.quantization.statistics.store import Statistics
-from stages.runtime import engine, fidelity
+from stages.runtime import engine
 from stages.runtime.datasets import Sample
-from stages.runtime.written_out import is_activation_quantizer
 from tests.benchmarks.kernel_cases import Case, cases, random_cases
 from tests.quantization.quantizing import plan_of, statistics_of
 

@@ -28,7 +28,7 @@ import numpy as np
 from stages.common.units import ratio
 from stages.configuration import schema
 from stages.configuration.loading import load_config
-from stages.runtime.latency import speed_up
+from stages.measurement.latency import speed_up
 from stages.search.evaluator import build_candidate, time_models
 from stages.search.problem import Problem
 from stages.search.session import Session, searching

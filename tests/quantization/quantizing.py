@@ -11,6 +11,7 @@ import openvino as ov
 from openvino import opset13 as op
 
 from stages.configuration import schema
+from stages.measurement.written_out import written_out
 from stages.quantization.build import build, compress_weights
 from stages.quantization.model.graph import Graph, read_graph
 from stages.quantization.placement.plan import Plan, Quantizer
@@ -19,7 +20,6 @@ from stages.quantization.solution.solve import Solved
 from stages.quantization.statistics.collection import collect
 from stages.quantization.statistics.points import statistics_points
 from stages.quantization.statistics.store import Statistics
-from stages.runtime.written_out import written_out
 from tests.quantization.reference_runs import core, target
 
 

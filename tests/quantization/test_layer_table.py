@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
+from stages.measurement.latency import NodeTime
 from stages.quantization.layer_table import COLUMNS, Row, layer_table
-from stages.runtime.latency import NodeTime
 
 
 def quantizer(

@@ -10,7 +10,7 @@ import pytest
 from openvino import opset13 as op
 
 from stages.configuration import schema
-from stages.runtime.written_out import written_out
+from stages.measurement.written_out import written_out
 from tests.quantization.quantizing import Quantized, compressed, infer, plan_of, quantized
 from tests.quantization.small import constant, matmul, model, named, parameter, random
 

@@ -24,15 +24,16 @@ from stages.common import artifacts
 from stages.configuration.loading import create, load_config
 from stages.configuration.schema import Config
 from stages.configuration.target_device import read_target
+from stages.measurement import baseline
+from stages.measurement.confidence import paired_drop
+from stages.measurement.latency import speed_up
 from stages.quantization.build import build
 from stages.quantization.model.graph import read_graph
 from stages.quantization.planning import make_plan
 from stages.quantization.statistics.collection import collect
 from stages.quantization.statistics.points import statistics_points
-from stages.runtime import baseline, engine
-from stages.runtime.confidence import paired_drop
+from stages.runtime import engine
 from stages.runtime.datasets import Sample
-from stages.runtime.latency import speed_up
 from stages.runtime.samples import calibration_samples, validation_samples
 
 SECONDS = 10.0  # CPU time for timing all models together

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stages.common.errors import UserError
-from stages.runtime.confidence import RESAMPLES, Drop, paired_drop
+from stages.measurement.confidence import RESAMPLES, Drop, paired_drop
 from stages.runtime.metrics import Metric
 from stages.search.evaluator import Rows
 from stages.search.problem import Problem

@@ -7,8 +7,8 @@ from typing import Any
 
 from stages.common.units import amount, difference
 from stages.configuration.schema import Config
+from stages.measurement import evaluation_report
 from stages.quantization.model.graph import read_graph
-from stages.runtime import evaluation_report
 from stages.search.evaluator import Rows
 from stages.search.problem import Problem
 from stages.search.reversion.budget import Budget, Goal, Parts, drop_interval

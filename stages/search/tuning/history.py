@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from stages.common import artifacts
+from stages.measurement.latency import Spread
 from stages.quantization.placement.plan import Plan, plan_from_json, plan_to_json
-from stages.runtime.latency import Spread
 from stages.search.candidates import Candidate, candidate_key, digest
 from stages.search.journal import FOLDER
 from stages.search.tuning.objective import Score

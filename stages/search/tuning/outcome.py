@@ -11,8 +11,8 @@ import numpy as np
 
 from stages.common import artifacts
 from stages.configuration.schema import Config
-from stages.runtime import evaluation_report
-from stages.runtime.latency import speed_up, spread
+from stages.measurement import evaluation_report
+from stages.measurement.latency import speed_up, spread
 from stages.search.evaluator import Rows
 from stages.search.tuning.search import COMPARED, Search, Trial
 

@@ -14,9 +14,9 @@ from typing import NamedTuple
 import numpy as np
 
 from stages.configuration.schema import BiasCorrection
+from stages.measurement.latency import Spread
 from stages.quantization.placement.plan import Plan
 from stages.quantization.solution.biases import Correction
-from stages.runtime.latency import Spread
 from stages.search.candidates import Candidate, candidate_key, kept_corrections
 from stages.search.evaluator import Outcome, Rows, Task, Timing, build_candidate, time_models
 from stages.search.problem import Problem

@@ -12,13 +12,13 @@ from openvino import opset13 as op
 
 from stages.common.errors import UserError
 from stages.configuration import schema
+from stages.measurement.written_out import written_out
 from stages.quantization.build import build
 from stages.quantization.model.graph import read_graph
 from stages.quantization.placement.alignment_pairs import alignment_pairs
 from stages.quantization.placement.plan import NotAligned, Plan, TensorName, plan_from_json, plan_to_json
 from stages.quantization.solution.alignment import align, compute_alignment
 from stages.quantization.statistics.store import Statistics
-from stages.runtime.written_out import written_out
 from tests.quantization.quantizing import infer, plan_of, same, statistics_of
 from tests.quantization.small import constant, convolution, images, matmul, model, named, parameter, random
 

@@ -13,7 +13,7 @@ import pytest
 
 from stages.common.errors import UserError
 from stages.configuration import schema
-from stages.runtime.latency import Spread
+from stages.measurement.latency import Spread
 from stages.search.candidates import candidate_key
 from stages.search.evaluator import Outcome, Task, evaluate
 from stages.search.executors import executing

@@ -71,7 +71,7 @@ def baseline_key(config: Config, metrics: Iterable[Metric]) -> str:
         config.user_code,
         config.files.metric,
         sorted(artifacts.file_sha256(Path(file)) for file in code if isinstance(file, str) and file.endswith(".py")),
-        [artifacts.file_sha256(Path(__file__).with_name(name)) for name in ("ctc.py", "labels.py")],
+        [artifacts.file_sha256(Path(__file__).parent.parent / "runtime" / name) for name in ("ctc.py", "labels.py")],
         [config.engine.device, core().get_property(config.engine.device, "FULL_DEVICE_NAME"), ov.get_version(), np.__version__],
     ]
     return hashlib.sha256(json.dumps(identity, default=str).encode()).hexdigest()[:32]

@@ -12,7 +12,7 @@ import pytest
 from openvino import opset13 as operations
 
 from stages.configuration.schema import Engine
-from stages.runtime.latency import benchmark, interleave, latency, node_times, precision_of, settled, speed_up, spread, throughput
+from stages.measurement.latency import benchmark, interleave, latency, node_times, precision_of, settled, speed_up, spread, throughput
 
 
 def convolutions(count: int, channels: int = 64) -> ov.Model:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from stages.runtime import chance
+from stages.measurement import chance
 from stages.runtime.detection import MeanAveragePrecision
 from stages.runtime.metrics import Accuracy, CharacterAccuracy, MeanIoU, Metric, ReferenceError
 from tests.runtime import models

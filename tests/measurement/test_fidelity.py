@@ -12,13 +12,14 @@ from openvino import opset13 as op
 
 from stages.common.errors import UserError
 from stages.configuration.schema import Engine
+from stages.measurement import fidelity
+from stages.measurement.fidelity import LIMIT, check, differences, parts, ratios_of
+from stages.measurement.places import Place, compared, ending_at, with_outputs
 from stages.quantization.build import compress_weights
-from stages.runtime import engine, fidelity
+from stages.runtime import engine
 from stages.runtime.datasets import Sample
-from stages.runtime.fidelity import LIMIT, check, differences, parts, ratios_of
-from stages.runtime.places import Place, compared, ending_at, with_outputs
+from tests.measurement.test_written_out import fake_quantize
 from tests.quantization.small import constant, convolution, images, model, named, parameter, random
-from tests.runtime.test_written_out import fake_quantize
 
 IMAGE = (1, 4, 8, 8)
 

@@ -9,8 +9,8 @@ import numpy as np
 
 from stages.common.units import drop
 from stages.configuration.schema import Config
-from stages.runtime.baseline import Values
-from stages.runtime.confidence import paired_drop
+from stages.measurement.baseline import Values
+from stages.measurement.confidence import paired_drop
 from stages.runtime.metric_values import metric_value
 from stages.runtime.metrics import Metric
 

@@ -14,7 +14,7 @@ import pytest
 from openvino import opset13 as operations
 
 from stages.configuration.schema import Config, Data, Engine, Model
-from stages.runtime import baseline
+from stages.measurement import baseline
 from stages.runtime.datasets import Sample
 from stages.runtime.metrics import Metric, ReferenceError
 

@@ -9,7 +9,7 @@ import numpy as np
 import openvino as ov
 from openvino import opset13 as op
 
-from stages.runtime.written_out import is_activation_quantizer
+from stages.measurement.written_out import is_activation_quantizer
 
 WEIGHTED = frozenset({"MatMul", "Convolution", "GroupConvolution", "ConvolutionBackpropData", "GroupConvolutionBackpropData"})
 # What comes out is in an order, or of a number, that the last bit may change, or random: what is behind it cannot be compared.

@@ -25,11 +25,11 @@ from openvino import opset13 as op
 
 from stages.common.errors import UserError
 from stages.configuration.schema import Engine
+from stages.measurement.latency import precision_of
+from stages.measurement.places import WEIGHTED, Place, compared, ending_at, with_outputs
+from stages.measurement.written_out import written_out
 from stages.runtime import engine
 from stages.runtime.datasets import Sample
-from stages.runtime.latency import precision_of
-from stages.runtime.places import WEIGHTED, Place, compared, ending_at, with_outputs
-from stages.runtime.written_out import written_out
 
 SHIFT = 0.05  # levels
 LIMIT = 2.0  # healthy models stay below 1, faults begin at 3 (tests/benchmarks/kernel_faults.py)

@@ -9,8 +9,8 @@ import openvino as ov
 import pytest
 from openvino import opset13 as op
 
+from stages.measurement.written_out import is_activation_quantizer, written_out
 from stages.quantization.build import compress_weights
-from stages.runtime.written_out import is_activation_quantizer, written_out
 from tests.quantization.reference_runs import core
 from tests.quantization.small import constant, model, named, parameter, random
 

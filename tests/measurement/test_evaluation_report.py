@@ -7,7 +7,7 @@ import pytest
 
 from stages.common.errors import UserError
 from stages.configuration.schema import Config, Evaluate
-from stages.runtime import evaluation_report
+from stages.measurement import evaluation_report
 from stages.runtime.metrics import Metric
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from stages.runtime.confidence import paired_drop
+from stages.measurement.confidence import paired_drop
 
 
 def mean(rows: np.ndarray) -> float:
