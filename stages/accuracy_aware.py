@@ -45,9 +45,10 @@ def main(config: Config) -> dict[str, Any]:
     settings = config.accuracy_aware
     if not settings.enabled:
         with artifacts.writing(artifacts.folder(NAME)) as folder:
+            artifacts.write_inputs(folder, "evaluate")
             artifacts.write_json(folder / "result.json", {"enabled": False})
             artifacts.write_json(folder / "trace.json", [])
-        artifacts.write_json(artifacts.REPORTS / f"{NAME}.json", {"enabled": False})
+        artifacts.write_json(artifacts.REPORTS / f"{NAME}.json", {})
         return {"enabled": False}
 
     from stages.common.progress import Progress
@@ -77,6 +78,7 @@ def main(config: Config) -> dict[str, Any]:
             rows = best.everywhere(parts.search, others, session.evaluate([Task(best.candidate, others)])[0].rows if others else None)
     result = result_json(config, problem, budget, parts, search, best, rows)
     with artifacts.writing(artifacts.folder(NAME)) as folder:
+        artifacts.write_inputs(folder, "evaluate")
         as_it_was = settings.base_algorithm == "DefaultQuantization" and candidate_key(best.candidate) == candidate_key(base)
         model = None
         if as_it_was:

@@ -54,6 +54,7 @@ def main(config: Config) -> dict[str, Any]:
 
     statistics = collect(model, points, asked.outlier_probs, asked.channel_outlier_probs, infer, len(samples), budget)
     with artifacts.writing(artifacts.folder(NAME)) as folder:
+        artifacts.write_inputs(folder, "prepare")
         save(statistics, folder)
     empty = empty_tensors(statistics)
     found = {"empty": {"tensors": len(empty), "samples": max(empty.values())}} if empty else {}

@@ -75,6 +75,7 @@ def main(config: Config) -> dict[str, Any]:
         more["layerwise_tuning"] = record.to_json()
     corrected, solved = build(model, statistics, plan, correction, pot_compatible, corrections, tuned)
     with artifacts.writing(artifacts.folder(NAME)) as folder:
+        artifacts.write_inputs(folder, "quantize")
         save_model(corrected, folder)
         artifacts.write_json(folder / "corrections.json", how | corrections_json(solved) | more)
         if tuned is not None:

@@ -98,13 +98,14 @@ def main(config: Config) -> dict[str, Any]:
         "python": platform.python_version(),
     }
     with artifacts.writing(artifacts.folder(NAME)) as folder:
+        artifacts.write_inputs(folder, "correct_bias")
         baseline.save(values, folder / "samples.npz")
         artifacts.write_json(folder / "evaluation.json", evaluation)
         artifacts.write_json(folder / "latency.json", speed)
         artifacts.write_json(folder / "layers.json", rows)
         artifacts.write_json(folder / "accuracy_speed.json", evaluation_report.accuracy_speed(evaluation, speed, config))
     artifacts.write_json(artifacts.REPORTS / "noise.json", evaluation_report.noise(rows))
-    artifacts.write_json(artifacts.REPORTS / "metrics.json", evaluation_report.metrics(evaluation, quantizers, corrections))
+    artifacts.write_json(artifacts.REPORTS / "metrics.json", evaluation_report.metrics(evaluation["metrics"]))
     return {"samples": len(samples)}
 
 

@@ -35,6 +35,7 @@ def main(config: Config) -> dict[str, Any]:
     require_something_to_quantize(plan)
     quantized, solved = build(model, statistics, plan, pot_compatible=config.quantization.pot_compatible)
     with artifacts.writing(artifacts.folder(NAME)) as folder:
+        artifacts.write_inputs(folder, "collect_statistics")
         save_model(quantized, folder)
         remarks = warnings(graph, plan, config.quantization.model_type)
         data = quantizers_json(plan, solved, config.quantization.preset, config.target_device.name, remarks)

@@ -41,7 +41,7 @@ def main(config: Config) -> dict[str, Any]:
             artifacts.write_json(folder / "result.json", {"enabled": False})
             for name in TABLES:
                 artifacts.write_json(folder / f"{name}.json", [])
-        artifacts.write_json(artifacts.REPORTS / f"{NAME}.json", {"enabled": False})
+        artifacts.write_json(artifacts.REPORTS / f"{NAME}.json", {})
         return {"enabled": False}
 
     from stages.search.session import searching

@@ -62,7 +62,7 @@ def write_build(root: Path, settings: Config, drop: float = 0.021, milliseconds:
     _json(root, "evaluate/accuracy_speed.json", [{"model": name, "latency_ms": speed, "accuracy": value} for name, speed, value in models])
     noise = [{key: row[key] for key in ("layer", "kind", "sqnr_db")} for row in layers() if row["sqnr_db"] is not None]
     _json(root, "reports/noise.json", sorted(noise, key=lambda row: row["sqnr_db"]))
-    _json(root, "reports/metrics.json", {"metric": {"exact_match": {"int8": 0.902 - drop}}})
+    _json(root, "reports/metrics.json", {"exact_match": 0.902 - drop, "exact_match.drop": drop})
     for seconds, name in enumerate(("config", "prepare", "collect_statistics", "quantize", "correct_bias", "evaluate")):
         more = {"samples": 300, "tensors": 64, "passes": 1} if name == "collect_statistics" else {}
         record = {"stage": name, "seconds": seconds + 0.5, "cpu_seconds": 1.0, "peak_memory_mb": 100.0 + seconds, **more}
@@ -76,7 +76,7 @@ def write_accuracy_aware(root: Path, *, enabled: bool = True, holds: bool = True
     """What the stage `accuracy_aware` leaves that gave one of two layers back for good."""
     _json(root, "accuracy_aware/result.json", {"enabled": enabled})
     _json(root, "accuracy_aware/trace.json", [])
-    _json(root, "reports/accuracy_aware.json", {"enabled": enabled})
+    _json(root, "reports/accuracy_aware.json", {})
     if not enabled:
         return
     drop = 0.008 if holds else 0.015
@@ -133,7 +133,7 @@ def write_tune(root: Path, *, enabled: bool = True, within: bool = True) -> None
     for name in ("trials", "trade_off", "best_so_far", "importance"):
         _json(root, f"tune/{name}.json", [])
     _json(root, "tune/result.json", {"enabled": enabled})
-    _json(root, "reports/tune.json", {"enabled": enabled})
+    _json(root, "reports/tune.json", {})
     if not enabled:
         return
     judged = {name: metric | {"int8": metric["int8"] + 0.013} for name, metric in evaluation(0.021)["metrics"].items()}

@@ -88,7 +88,7 @@ def validation(project: Project) -> tuple[np.ndarray, np.ndarray]:
 def test_metrics_equal_plain_inference(project: Project) -> None:
     images, labels = validation(project)
     models = {"fp32": ("prepare", "f32"), "default": ("prepare", "default"), "int8": ("correct_bias", "default")}
-    found = read(project, "reports/metrics.json")["metric"]
+    found = read(project, "evaluate/evaluation.json")["metrics"]
     for name, (stage, precision) in models.items():
         path = project.root / "build" / stage / "model.xml"
         assert found["accuracy"][name] == pytest.approx(np.mean(answers(path, images, precision) == labels))
@@ -169,9 +169,21 @@ def test_the_compiled_model_was_compared_with_what_it_says(project: Project) -> 
 def test_the_summary_ends_the_run(project: Project) -> None:
     outcome = project.repro()
     assert outcome.stages == ["config", "track"]
-    accuracy = read(project, "reports/metrics.json")["metric"]["accuracy"]
+    accuracy = read(project, "evaluate/evaluation.json")["metrics"]["accuracy"]
     assert f"{100 * accuracy['int8']:.2f} %" in outcome.output
     assert "left float: " in outcome.output
+
+
+def test_what_the_next_stage_makes_nothing_of_reaches_those_after_it(project: Project, tmp_path: Path) -> None:
+    """Evaluate reads quantizers.json, but depends on what correct_bias wrote: the hash of it stands there."""
+    other = project.copy(tmp_path / "project")
+    assert other.repro().stages == ["config", "track"]
+    file = other.root / "stages/quantize.py"
+    file.write_text(file.read_text().replace(" = quantizers_json(", ' = {"edited": 1} | quantizers_json('))
+    assert other.repro().stages == ["config", "quantize", "correct_bias", "evaluate", "accuracy_aware", "tune", "track"]
+    assert "edited" in read(other, "quantize/quantizers.json")
+    for name in ("model.xml", "model.bin", "corrections.json"):
+        assert (other.root / "build/correct_bias" / name).read_bytes() == (project.root / "build/correct_bias" / name).read_bytes()
 
 
 def test_reports_are_reproducible_and_another_preset_infers_fp32_no_more(project: Project, tmp_path: Path) -> None:
@@ -192,7 +204,7 @@ def test_reports_are_reproducible_and_another_preset_infers_fp32_no_more(project
     assert outcome.stages == ["config", "quantize", "correct_bias", "evaluate", "accuracy_aware", "tune", "track"]
     assert sorted((other.root / "build/.baseline").rglob("*.npz")) == known
     assert [path.stat().st_mtime_ns for path in known] == stamps
-    before, after = (read(each, "reports/metrics.json")["metric"]["accuracy"] for each in (project, other))
+    before, after = (read(each, "evaluate/evaluation.json")["metrics"]["accuracy"] for each in (project, other))
     assert (before["fp32"], before["default"]) == (after["fp32"], after["default"])
 
 

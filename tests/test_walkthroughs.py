@@ -22,27 +22,37 @@ def module(project: Project, *command: str) -> None:
     assert outcome.code == 0, outcome.output
 
 
+def read(project: Project, path: str) -> Any:
+    """A JSON file in build/."""
+    return json.loads((project.root / "build" / path).read_text())
+
+
+def weight_quantizers(project: Project) -> int:
+    """How many tensors of weights are quantized."""
+    return sum(entry["kind"] == "weights" for entry in read(project, "quantize/quantizers.json")["quantizers"])
+
+
 def built(project: Project, experiment: str, data: str) -> dict[str, Any]:
-    """Build an experiment as README says, smaller by `data`, and return metrics.json."""
+    """Build an experiment as README says, smaller by `data`, and return evaluation.json."""
     project.params(f"data: {data}\n{FEW}", f"experiment: {experiment}")
     outcome = project.repro()
     assert outcome.code == 0, outcome.output
-    metrics: dict[str, Any] = json.loads((project.root / "build/reports/metrics.json").read_text())
-    return metrics
+    evaluation: dict[str, Any] = read(project, "evaluate/evaluation.json")
+    return evaluation
 
 
 def test_classification_from_folders(project: Project) -> None:
     module(project, "conf.experiment.text_direction", "data/text_direction", "160")
     metrics = built(project, "text_direction", "{calibration_size: 40}")
-    accuracy = metrics["metric"]["accuracy"]
+    accuracy = metrics["metrics"]["accuracy"]
     assert accuracy["fp32"] > 0.9  # a folder's class, a channel order or a scale that is wrong ends near 0.5
     assert accuracy["int8"] > accuracy["fp32"] - 0.05
-    assert metrics["quantizers"]["weights"] > 50
+    assert weight_quantizers(project) > 50
 
 
 def test_detection_with_coco_metrics(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
     module(project, "conf.experiment.text_detection", "data/pages", "24")
-    metrics = built(project, "text_detection", "{calibration_size: 8}")["metric"]
+    metrics = built(project, "text_detection", "{calibration_size: 8}")["metrics"]
     assert metrics["mean_average_precision"]["fp32"] > 0.4
     assert metrics["ap_50"]["fp32"] > 0.7
     assert abs(metrics["mean_average_precision"]["drop"]) < 0.05
@@ -90,7 +100,7 @@ def by_pycocotools(root: Path) -> float:
 def test_without_labels(project: Project) -> None:
     module(project, "conf.experiment.text_detection", "data/pages", "16")
     (project.root / "data/pages/annotations.json").unlink()
-    error = built(project, "unlabelled", "{calibration_size: 8}")["metric"]["reference_error"]
+    error = built(project, "unlabelled", "{calibration_size: 8}")["metrics"]["reference_error"]
     assert error["fp32"] == 0
     assert 0 < error["int8"] < 0.5
     assert error["drop"] == error["int8"]
@@ -103,7 +113,7 @@ def test_without_labels(project: Project) -> None:
 def test_text_transformer_from_pytorch(project: Project) -> None:
     module(project, "conf.experiment.topics", "models", "data", "240")
     metrics = built(project, "topics", "{calibration_size: 60}")
-    accuracy = metrics["metric"]["accuracy"]
+    accuracy = metrics["metrics"]["accuracy"]
     assert accuracy["fp32"] > 0.6  # of eight topics
     assert accuracy["int8"] > accuracy["fp32"] - 0.1
     config = json.loads((project.root / "build/config.json").read_text())
@@ -140,6 +150,6 @@ def test_pytorch_export_lines(project: Project, line: str) -> None:
     project.params(keys, "model: local", "data: arrays", "metric: reference_error")
     outcome = project.repro()
     assert outcome.code == 0, outcome.output
-    metrics = json.loads((project.root / "build/reports/metrics.json").read_text())
-    assert metrics["quantizers"]["weights"] == 2
-    assert 0 < metrics["metric"]["reference_error"]["int8"] < 0.2
+    metrics = read(project, "evaluate/evaluation.json")
+    assert weight_quantizers(project) == 2
+    assert 0 < metrics["metrics"]["reference_error"]["int8"] < 0.2

@@ -81,6 +81,14 @@ def model_bytes(folder: Path) -> int:
     return sum((folder / name).stat().st_size for name in ("model.xml", "model.bin"))
 
 
+def write_inputs(folder: Path, stage: str) -> None:
+    """Write down in `folder` what `stage` wrote, by hash, in a stage that depends on it.
+
+    All that the stages before wrote is then known by the folder of the last one: whoever depends on that depends on all of them.
+    """
+    write_json(folder / "inputs.json", {stage: _folder_sha256(BUILD / stage)})
+
+
 def write_json(path: Path, value: object) -> None:
     """Write `value` as JSON, atomically and with the same bytes for the same value (key order is kept).
 
@@ -126,6 +134,13 @@ def file_sha256(path: Path) -> str:
     """SHA-256 of a file's content, hexadecimal."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _folder_sha256(folder: Path) -> str:
+    """SHA-256 of the names and contents of all files in a folder."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    listing = "".join(f"{file_sha256(path)}  {path.relative_to(folder).as_posix()}\n" for path in files)
+    return hashlib.sha256(listing.encode()).hexdigest()
 
 
 def _check_space(temporary: Path, target: Path) -> None:

@@ -90,18 +90,9 @@ def noise(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return sorted(known, key=lambda row: row["sqnr_db"])
 
 
-def metrics(evaluation: Mapping[str, Any], quantizers: Mapping[str, Any], corrections: Mapping[str, Any]) -> dict[str, Any]:
-    """The numbers of metrics.json: everything that is the same whenever and wherever it is computed."""
-    keys = ("int8", "fp32", "default", "drop", "drop_low", "drop_high", "relative_drop", "precision_drop", "quantization_drop")
-    judged: Mapping[str, Mapping[str, Any]] = evaluation["metrics"]
-    kinds = [entry["kind"] for entry in quantizers["quantizers"]]
-    return {
-        "metric": {name: {key: metric[key] for key in keys if metric.get(key) is not None} for name, metric in judged.items()},
-        "size_mb": {model: size / 1e6 for model, size in evaluation["size_bytes"].items()},
-        "quantizers": {kind: kinds.count(kind) for kind in ("weights", "activations")},
-        "float": len({entry["name"] for entry in quantizers["float"]}),
-        "biases": {what: len(corrections[what]) for what in ("corrected", "left")},
-    }
+def metrics(judged: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
+    """What DVC shows of a quantized model: every metric and its drop, so that a table of all models fits on a screen."""
+    return {key: value for name, metric in judged.items() for key, value in ((name, metric["int8"]), (f"{name}.drop", metric["drop"]))}
 
 
 def _rounded(value: float) -> float:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import hashlib
+import json
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -126,3 +128,23 @@ def test_missing_and_corrupt_json_are_one_line(tmp_path: Path) -> None:
 def test_sha256(tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes(b"abc")
     assert artifacts.file_sha256(tmp_path / "a") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+
+
+def test_inputs_are_known_by_all_that_the_stage_before_wrote(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+    def written() -> str:
+        artifacts.write_inputs(Path("build/quantize"), "prepare")
+        return (tmp_path / "build/quantize/inputs.json").read_text()
+
+    artifacts.write_text(Path("build/prepare/model.xml"), "abc")
+    artifacts.write_text(Path("build/prepare/more/a.json"), "{}")
+    # echo -n abc | sha256sum, and so on: a line per file as sha256sum writes it.
+    lines = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad  model.xml\n"
+    lines += "44136fa355b3678a1146ad16f7e8649e94fb4fc21fe77e8310c060f61caaff8a  more/a.json\n"
+    assert json.loads(written()) == {"prepare": hashlib.sha256(lines.encode()).hexdigest()}
+    first = written()
+    artifacts.write_text(Path("build/prepare/more/a.json"), "{ }")
+    second = written()
+    Path("build/prepare/more/a.json").rename("build/prepare/more/b.json")
+    assert len({first, second, written()}) == 3

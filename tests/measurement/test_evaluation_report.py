@@ -61,19 +61,9 @@ def test_an_undefined_metric_is_one_line() -> None:
         evaluation_report.judge(VALUES, {"exact": Undefined()}, CONFIG)
 
 
-def test_metrics_json_holds_numbers_only() -> None:
+def test_metrics_json_holds_every_metric_and_its_drop() -> None:
     judged = evaluation_report.judge(VALUES, {"error": Lower(), "exact": Metric()}, CONFIG)
-    quantizers = {
-        "quantizers": [{"kind": "weights"}, {"kind": "activations"}, {"kind": "activations"}],
-        "float": [{"name": "a", "port": 0}, {"name": "a", "port": 1}, {"name": "b", "port": None}],
-    }
-    corrections: dict[str, list[dict]] = {"corrected": [{}, {}], "left": [{}]}
-    found = evaluation_report.metrics({"metrics": judged, "size_bytes": {"fp32": 2_000_000, "int8": 500_000}}, quantizers, corrections)
-    assert found["size_mb"] == {"fp32": 2.0, "int8": 0.5}
-    assert found["quantizers"] == {"weights": 1, "activations": 2}
-    assert (found["float"], found["biases"]) == (2, {"corrected": 2, "left": 1})
-    assert set(found["metric"]["exact"]) == {"int8", "fp32", "default", "drop", "drop_low", "drop_high", "relative_drop"}
-    assert "relative_drop" not in found["metric"]["error"]
+    assert evaluation_report.metrics(judged) == {"exact": 0.4, "exact.drop": 0.4, "error": 0.3, "error.drop": 0.3}
 
 
 def test_noise_is_sorted_and_leaves_out_what_has_none() -> None:

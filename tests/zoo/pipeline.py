@@ -104,7 +104,8 @@ def _common(build: Path) -> dict[str, Any]:
 def _outcome(build: Path) -> dict[str, Any]:
     """What differs from preset to preset."""
     evaluation = _json(build / "evaluate" / "evaluation.json")
-    metrics = _json(build / "reports" / "metrics.json")
+    quantizers = _json(build / "quantize" / "quantizers.json")
+    kinds = [entry["kind"] for entry in quantizers["quantizers"]]
     own = next(iter(evaluation["metrics"].values()))
     speed = _json(build / "evaluate" / "latency.json")
     records = {name: _json(build / "records" / f"{name}.json") for name in STATISTICS}
@@ -115,9 +116,9 @@ def _outcome(build: Path) -> dict[str, Any]:
         "fidelity": evaluation.get("fidelity"),
         "precision": evaluation["precisions"]["int8"],
         "warnings": evaluation["warnings"],
-        "quantizers": metrics["quantizers"],
-        "float": metrics["float"],
-        "size_mb": metrics["size_mb"],
+        "quantizers": {kind: kinds.count(kind) for kind in ("weights", "activations")},
+        "float": len({entry["name"] for entry in quantizers["float"]}),
+        "size_mb": {model: size / 1e6 for model, size in evaluation["size_bytes"].items()},
         "speed_up": speed.get("speed_up"),
         "cpu_seconds": {name: record["cpu_seconds"] for name, record in records.items()},
     }

@@ -95,23 +95,8 @@ def trace_json(trace: Sequence[Step], budget: Budget) -> list[dict[str, Any]]:
 
 
 def report(result: dict[str, Any]) -> dict[str, Any]:
-    """The numbers of build/reports/accuracy_aware.json."""
-    keys = ("value", "drop", "drop_low", "drop_high", "limit")
-
-    def numbers(entry: dict[str, Any]) -> dict[str, Any]:
-        return {key: entry[key] for key in keys if entry[key] is not None}
-
-    def with_held_out(entry: dict[str, Any]) -> dict[str, Any]:
-        return numbers(entry) | ({"held_out": numbers(entry["held_out"])} if entry["held_out"] else {})
-
-    return {
-        "enabled": True,
-        "holds": int(result["holds"]),
-        "metric": {name: with_held_out(entry) for name, entry in result["metrics"].items()},
-        "reverted_layers": len(result["reverted"]),
-        "quantized_layers": result["quantized"],
-        "models_tried": result["models_tried"],
-    }
+    """The numbers of build/reports/accuracy_aware.json: those of reports/metrics.json, and what became of the budget."""
+    return evaluation_report.metrics(result["judged"]) | {"holds": int(result["holds"]), "reverted_layers": len(result["reverted"])}
 
 
 def rounded(value: float) -> float:

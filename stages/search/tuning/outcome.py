@@ -63,17 +63,8 @@ def result_json(config: Config, search: Search, rows: Rows, loss: float) -> dict
 
 
 def report(result: Mapping[str, Any]) -> dict[str, Any]:
-    """The numbers of reports/tune.json: what is no time, and follows from the choice of the best."""
-    best = result["best"]
-    keys = ("int8", "fp32", "drop", "drop_low", "drop_high", "relative_drop")
-    return {
-        "enabled": True,
-        "trials": result["trials"],
-        "within_budget": best["within_budget"],
-        "accuracy_loss": best["accuracy_loss"],
-        "quantized_layers": best["quantized_layers"],
-        "metric": {name: {key: metric[key] for key in keys if metric[key] is not None} for name, metric in best["metrics"].items()},
-    }
+    """The numbers of reports/tune.json, those of reports/metrics.json and what became of the budget: no times."""
+    return evaluation_report.metrics(result["best"]["metrics"]) | {"holds": int(result["best"]["within_budget"])}
 
 
 def tables(search: Search) -> dict[str, list[dict[str, Any]]]:

@@ -68,4 +68,6 @@ def test_intervals_are_those_of_the_configured_confidence(problem: Problem) -> N
     assert (sure["confidence"], bold["confidence"]) == (0.99, 0.5)
     wide, narrow = (found["metrics"]["error"] for found in (sure, bold))
     assert wide["drop_low"] < narrow["drop_low"] <= narrow["drop"] <= narrow["drop_high"] < wide["drop_high"]
-    assert {name: report(sure)["metric"]["error"][name] for name in ("drop", "limit")} == {name: wide[name] for name in ("drop", "limit")}
+    error, accuracy = sure["judged"]["error"], sure["judged"]["accuracy"]
+    shown = {"error": error["int8"], "error.drop": error["drop"], "accuracy": accuracy["int8"], "accuracy.drop": accuracy["drop"]}
+    assert report(sure) == shown | {"holds": 1, "reverted_layers": len(sure["reverted"])}
