@@ -57,11 +57,11 @@ def main(config: Config) -> dict[str, Any]:
     from stages.search.evaluator import Task
     from stages.search.reversion.outcome import precision_json, report, result_json, trace_json
     from stages.search.reversion.search import Reversion
-    from stages.search.reversion.setup import make_budget, mixed_candidate, posed, start
+    from stages.search.reversion.setup import accuracy_problem, make_budget, mixed_candidate, start
     from stages.search.session import searching
     from stages.search.setup import cluster_start, write_candidate, write_fidelity, write_rows
 
-    problem = posed(config)
+    problem = accuracy_problem(config)
     evaluation = artifacts.read_json(artifacts.folder("evaluate") / "evaluation.json")
     budget, parts = make_budget(config, problem)
     base, known = start(config, problem)
@@ -104,7 +104,7 @@ def main(config: Config) -> dict[str, Any]:
 def _print(budget: Budget, step: Step) -> None:
     from stages.measurement.evaluation_report import is_share
 
-    shares = {goal.metric: is_share(goal.judge, [goal.baseline]) for goal in budget.goals}
+    shares = {goal.metric: is_share(goal.scorer, [goal.baseline]) for goal in budget.goals}
     drops = ", ".join(f"{metric} drops by {amount({'share': shares[metric]}, drop)}" for metric, drop in (step.drops or {}).items())
     layers = f" {', '.join(step.layers[:2])}{', ...' if len(step.layers) > 2 else ''}" if step.layers else ""
     print(f"{NAME}: {step.phase}{layers}: {drops + '; ' if drops else ''}{step.why}", file=sys.stderr, flush=True)

@@ -28,7 +28,7 @@ def main(config: Config) -> dict[str, Any]:
     from stages.quantization.refinement.accurate_bias import accurate_corrections, used_samples
     from stages.quantization.refinement.layerwise import tune_layers
     from stages.quantization.solution.biases import Correction
-    from stages.quantization.solution.solve import correctable
+    from stages.quantization.solution.solve import correctable_layers
     from stages.quantization.solution.tuned import save_tuned
     from stages.quantization.statistics.store import load
     from stages.runtime import engine
@@ -44,7 +44,7 @@ def main(config: Config) -> dict[str, Any]:
     if correction.enabled and not correction.use_fast_bias:
         samples = calibration_samples(config)
         how = {"algorithm": "BiasCorrection", "samples": used_samples(len(samples))}
-        layers = correctable(read_graph(model), plan, correction.apply_for_all_nodes)
+        layers = correctable_layers(read_graph(model), plan, correction.apply_for_all_nodes)
         with Progress(NAME, len(layers), "layers") as advance:
             corrections = accurate_corrections(
                 model,

@@ -77,7 +77,7 @@ def main(config: Config) -> dict[str, Any]:
     order = [node.get_friendly_name() for node in models["fp32"].get_ordered_ops()]
     rows = layer_table(quantizers, corrections, _noise(config, models["fp32"], quantizers, tuned, samples), times, order)
     split = precisions["int8"] == precisions["default"] != "f32"
-    judged = evaluation_report.judge(values, metrics, config, split=split)
+    judged = evaluation_report.report_metrics(values, metrics, config, split=split)
     evaluation = {
         "metrics": judged,
         "samples": len(samples),

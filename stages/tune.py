@@ -59,7 +59,7 @@ def main(config: Config) -> dict[str, Any]:
         for sentence in left_out(config):
             print(f"{NAME}: {sentence}", file=sys.stderr, flush=True)
         if settings.trials_load_method == WARM_START:
-            search.go_on_from(history.load(space, search.candidate))
+            search.resume_from(history.load(space, search.candidate))
             if not search.trials:
                 print(f"{NAME}: there are no earlier trials of this search space to go on with: a new search", file=sys.stderr)
 
@@ -131,14 +131,14 @@ def _rebuild(config: Config, problem: Problem, history: History) -> dict[str, An
     """Only the last result's model; everything else as it was."""
     import shutil
 
-    from stages.search.candidates import Candidate, kept_corrections
+    from stages.search.candidates import Candidate, corrections_of_quantized
     from stages.search.setup import base_candidate, write_candidate
 
     plan = history.last_plan()
     if plan is None:
         raise _nothing_before(EVAL)
     correction = config.bias_correction
-    kept = kept_corrections(base_candidate(config).candidate.corrections, plan, correction.apply_for_all_nodes)
+    kept = corrections_of_quantized(base_candidate(config).candidate.corrections, plan, correction.apply_for_all_nodes)
     with artifacts.writing(artifacts.folder(NAME)) as folder:
         for path in sorted(history.result.iterdir()):
             if path.name != "report.json":

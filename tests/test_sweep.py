@@ -17,7 +17,7 @@ from stages.common import artifacts
 from stages.common.errors import UserError
 from stages.configuration.overrides import Combination, combinations
 from stages.sweeps import copies, job
-from stages.sweeps.preparation import meetings
+from stages.sweeps.preparation import shared_stages
 from tests.project import Outcome, Project, copy_project
 from tests.sweeping import PARAMS, WORK, latest, stages_run, sweep, sweep_project
 
@@ -185,14 +185,14 @@ def test_jobs_meet_where_their_ways_part() -> None:
     second = {"prepare": "a", "quantize": "b", "evaluate": "d"}
     third = {"prepare": "a", "quantize": "e", "evaluate": "f"}
     alone = {"prepare": "x", "quantize": "y", "evaluate": "z"}
-    assert meetings([first, second, third, alone, {}]) == [
+    assert shared_stages([first, second, third, alone, {}]) == [
         (("prepare", "a"), ("quantize", "b")),
         (("prepare", "a"), ("quantize", "b")),
         (("prepare", "a"),),
         (),
         (),
     ]
-    assert meetings([first, first]) == [(("evaluate", "c"),)] * 2
+    assert shared_stages([first, first]) == [(("evaluate", "c"),)] * 2
 
 
 @pytest.fixture

@@ -22,18 +22,18 @@ TUNED_OUTLIER_PROBS = (1e-3, 1e-4)  # what accuracy_aware.tune_hyperparams tries
 def completed(config: Config) -> Config:
     """The configuration with everything that follows from it filled in, so that stages depend on what they use.
 
-    Of the probabilities of quantile estimators the largest becomes part of `collect_statistics`, because tails that reach its
-    quantile hold all that are further out: statistics then do not depend on the estimators themselves. Quantiles per channel,
-    which take a third more time, are only stored where an estimator asks. Of the bias corrections only the accurate one
-    depends on the engine, and so does layer-wise tuning, which gets the project's seed. The device's tables get a hash, which
-    stands for them in dvc.lock: a hundred lines, four times, would double what DVC reads and writes with every stage. The primary
-    metric gets its name, because DVC does not see the order of keys. The user's own files get their hashes, because DVC does not
-    look at them.
+    Of the probabilities of quantile estimators the largest becomes part of `collect_statistics` (a percentile reads the
+    distribution, which is stored anyway), because tails that reach its quantile hold all that are further out: statistics then do
+    not depend on the estimators themselves. Quantiles per channel, which take a third more time, are only stored where an
+    estimator asks. Of the bias corrections only the accurate one depends on the engine, and so does layer-wise tuning, which gets
+    the project's seed. The device's tables get a hash, which stands for them in dvc.lock: a hundred lines, four times, would
+    double what DVC reads and writes with every stage. The primary metric gets its name, because DVC does not see the order of
+    keys. The user's own files get their hashes, because DVC does not look at them.
     """
     quantization = config.quantization
     estimators = [quantization.activations.range_estimator or RangeEstimator(), quantization.range_estimator]
     borders = [border for estimator in estimators for border in (estimator.min, estimator.max)]
-    wanted = {border.outlier_prob for border in borders if border.outlier_prob is not None}
+    wanted = {border.outlier_prob for border in borders if border.outlier_prob is not None and border.type != "percentile"}
     aware = config.accuracy_aware
     if aware.enabled and aware.tune_hyperparams:
         wanted |= set(TUNED_OUTLIER_PROBS)

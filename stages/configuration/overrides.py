@@ -38,7 +38,7 @@ class Combination(NamedTuple):
     differences: tuple[str, ...]
 
 
-class Edited(NamedTuple):
+class EditedParams(NamedTuple):
     """The text of an edited params.yaml, and the values that gave way, one sentence each."""
 
     text: str
@@ -106,7 +106,7 @@ def _shortest(keys: Sequence[str]) -> list[str]:
     return [end(key, length) for key, length in zip(keys, lengths, strict=True)]
 
 
-def edited(text: str, overrides: Sequence[str]) -> Edited:
+def edited(text: str, overrides: Sequence[str]) -> EditedParams:
     """`text`, the content of params.yaml, with Hydra's `overrides` written into it: `data=arrays`, `quantization.preset=mixed`.
 
     Raises:
@@ -127,7 +127,7 @@ def edited(text: str, overrides: Sequence[str]) -> Edited:
         _set(params, key, value)
     written = _dump(params)
     _check_effect(written, values)
-    return Edited(written, tuple(notes))
+    return EditedParams(written, tuple(notes))
 
 
 def is_group(key: str) -> bool:

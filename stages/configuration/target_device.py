@@ -134,7 +134,7 @@ def intersect(first: Sequence[Scheme], second: Sequence[Scheme]) -> tuple[Scheme
 def extend(alternatives: Sequence[Scheme]) -> tuple[Scheme, ...]:
     """The alternatives and what they can stand in for: per-channel offers per-tensor, asymmetric offers symmetric, or both."""
 
-    def weaker(scheme: Scheme) -> list[Scheme]:
+    def fallback_schemes(scheme: Scheme) -> list[Scheme]:
         modes = dict.fromkeys((scheme.mode, "symmetric"))
         granularities = dict.fromkeys((scheme.granularity, "pertensor"))
         return [
@@ -142,7 +142,7 @@ def extend(alternatives: Sequence[Scheme]) -> tuple[Scheme, ...]:
         ]
 
     ordered = dict.fromkeys(alternatives)
-    ordered.update((weak, None) for scheme in alternatives for weak in weaker(scheme))
+    ordered.update((weak, None) for scheme in alternatives for weak in fallback_schemes(scheme))
     return tuple(sorted(ordered, key=lambda scheme: (scheme.perchannel, not scheme.symmetric)))
 
 

@@ -20,7 +20,7 @@ def is_share(metric: Metric, values: Iterable[float]) -> bool:
     return metric.higher_is_better and all(0.0 <= value <= 1.0 for value in values)
 
 
-def judge(values: Values, metrics: Mapping[str, Metric], config: Config, *, split: bool = False) -> dict[str, dict[str, Any]]:
+def report_metrics(values: Values, metrics: Mapping[str, Metric], config: Config, *, split: bool = False) -> dict[str, dict[str, Any]]:
     """Each metric of each model, and INT8's drop from FP32 with its confidence interval; the primary metric first.
 
     Args:

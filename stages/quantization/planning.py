@@ -39,7 +39,7 @@ from stages.quantization.statistics.store import Statistics
 SATURATION_DEVICES = frozenset({"ANY", "CPU"})
 
 
-class Offer(NamedTuple):
+class PlanOptions(NamedTuple):
     """The plan that the preset chooses, and what the target offers besides.
 
     schemes: By quantizer name, the quantizer in each scheme that the target can run in its place, fastest first.
@@ -55,10 +55,10 @@ def make_plan(graph: Graph, target: Target, config: schema.Quantization, statist
     Operations that read infinite constants, or infinite values according to `statistics`, such as an attention mask, stay in
     floating point (`masks`).
     """
-    return make_offer(graph, target, config, statistics).plan
+    return make_plan_options(graph, target, config, statistics).plan
 
 
-def make_offer(graph: Graph, target: Target, config: schema.Quantization, statistics: Statistics | None = None) -> Offer:
+def make_plan_options(graph: Graph, target: Target, config: schema.Quantization, statistics: Statistics | None = None) -> PlanOptions:
     """Like `make_plan`, with everything between which a search may choose."""
     ignored = ignored_operations(graph, target, config)
     if not config.pot_compatible:
@@ -75,7 +75,7 @@ def make_offer(graph: Graph, target: Target, config: schema.Quantization, statis
 
 def _offer(
     graph: Graph, target: Target, config: schema.Quantization, ignored: dict[Node, str], largest: Mapping[TensorName, float]
-) -> Offer:
+) -> PlanOptions:
     gainless = without_gain(graph, target, config)
     placement = place(graph, target, ignored_blocks(graph, target.rules), ignored, gainless, config.pot_compatible, largest)
     candidates = alignment_candidates(graph) if config.use_channel_alignment else []
@@ -84,7 +84,7 @@ def _offer(
     doubled = _saturating_layers(graph, target, config, {second for _, second in aligned})
     quantizers, schemes, refused = _quantizers(placement, target, config, doubled)
     floats = _floats(placement, quantizers, refused) + _in_bodies(graph, target)
-    return Offer(Plan(tuple(quantizers), tuple(floats), aligned, not_aligned, config.stat_batch_size), schemes)
+    return PlanOptions(Plan(tuple(quantizers), tuple(floats), aligned, not_aligned, config.stat_batch_size), schemes)
 
 
 # --------------------------------------------------------------------------------------------------- saturation fix

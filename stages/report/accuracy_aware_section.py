@@ -18,7 +18,7 @@ FAILED = "closest to the budget"
 
 
 @dataclass(frozen=True)
-class Kept:
+class BudgetRow:
     """How a metric stands to its budget: a line of the table."""
 
     metric: str
@@ -28,7 +28,7 @@ class Kept:
 
 
 @dataclass(frozen=True)
-class Tried:
+class TraceRow:
     """A model that was tried: a line of the trace."""
 
     number: int
@@ -46,11 +46,11 @@ class BudgetSection:
     column: str
     outcome: str
     cost: tuple[str, ...]
-    metrics: tuple[Kept, ...]
+    metrics: tuple[BudgetRow, ...]
     search_samples: int
     held_out_samples: int
     reverted: tuple[Mapping[str, Any], ...]
-    tried: tuple[Tried, ...]
+    tried: tuple[TraceRow, ...]
     traced: str  # the metric whose drop the trace shows
     holds: bool
     model: Path
@@ -62,7 +62,7 @@ def section() -> BudgetSection | None:
     if not found:
         return None
     lines = accuracy_aware.summary_lines()
-    metrics = tuple(_kept(name, metric) for name, metric in found["metrics"].items())
+    metrics = tuple(_budget_row(name, metric) for name, metric in found["metrics"].items())
     first, judged = next(iter(found["metrics"].items()))
     cost = accuracy_aware.cost(found)
     remarks = [line.strip() for line in lines[1 + len(metrics) : len(lines) - len(cost)]]
@@ -85,14 +85,14 @@ def _sentence(text: str) -> str:
     return f"{text[0].upper()}{text[1:]}"
 
 
-def _kept(name: str, metric: Mapping[str, Any]) -> Kept:
+def _budget_row(name: str, metric: Mapping[str, Any]) -> BudgetRow:
     held_out = drop(metric, metric["held_out"]) if metric["held_out"] else "–"
-    return Kept(name, amount(metric, metric["limit"]), drop(metric, metric), held_out)
+    return BudgetRow(name, amount(metric, metric["limit"]), drop(metric, metric), held_out)
 
 
-def _tried(row: Mapping[str, Any], metric: Mapping[str, Any]) -> Tried:
+def _tried(row: Mapping[str, Any], metric: Mapping[str, Any]) -> TraceRow:
     lost = "–" if row["drop"] is None else amount(metric, row["drop"])
-    return Tried(row["iteration"], row["phase"], ", ".join(row["layers"]), row["reverted_layers"], lost, row["why"])
+    return TraceRow(row["iteration"], row["phase"], ", ".join(row["layers"]), row["reverted_layers"], lost, row["why"])
 
 
 def cells(evaluation: Mapping[str, Any]) -> dict[str, str]:

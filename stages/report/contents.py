@@ -44,13 +44,13 @@ class Report:
     noise_total: int
     noise_samples: int
     quantized: str
-    costly: tuple[layers.Bar, ...]
+    slowest_layers: tuple[layers.Bar, ...]
     spent: tuple[layers.Bar, ...]
-    kept: tuple[layers.Kept, ...]
+    kept: tuple[layers.FloatGroup, ...]
     kept_total: str
     kept_free: str
     biases: str
-    biases_left: tuple[layers.Kept, ...]
+    biases_left: tuple[layers.FloatGroup, ...]
     collected: tuple[str, ...]
     layers: tuple[Mapping[str, Any], ...]
     steps: tuple[provenance.Step, ...]
@@ -118,7 +118,7 @@ def contents(config: Config, key: str) -> Report:
         noise_total=len(noise),
         noise_samples=min(config.evaluate.noise_samples, samples["validation"]["count"]),
         quantized=layers.quantized(quantizers),
-        costly=tuple(layers.costly(rows)),
+        slowest_layers=tuple(layers.slowest_layers(rows)),
         spent=tuple(layers.time_spent(rows)),
         kept=tuple(layers.left_group(group) for group in kept),
         kept_total=plural(sum(group.count for group in kept), "operation"),

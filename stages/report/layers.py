@@ -27,7 +27,7 @@ class Bar:
 
 
 @dataclass(frozen=True)
-class Kept:
+class FloatGroup:
     """Operations that stayed in floating point for one reason."""
 
     reason: str
@@ -70,7 +70,7 @@ def quantized(quantizers: Mapping[str, Any]) -> str:
     return f"{plural(len(layers), 'operation')} by {weights} and {activations}"
 
 
-def costly(rows: Sequence[Mapping[str, Any]]) -> Iterator[Bar]:
+def slowest_layers(rows: Sequence[Mapping[str, Any]]) -> Iterator[Bar]:
     """What INT8's time goes to, layer by layer."""
     timed = sorted((row for row in rows if row["run_time_share"]), key=lambda row: -row["run_time_share"])[:MOST_COSTLY]
     for row in timed:
@@ -98,8 +98,8 @@ def time_spent(rows: Sequence[Mapping[str, Any]]) -> Iterator[Bar]:
             yield Bar(name, "", 100 * share, f"{100 * share:.1f} %", kind)
 
 
-def left_group(group: Group) -> Kept:
-    return Kept(group.reason, which(group.entries), group.count, f"{100 * group.share:.1f} %" if group.share else "–")
+def left_group(group: Group) -> FloatGroup:
+    return FloatGroup(group.reason, which(group.entries), group.count, f"{100 * group.share:.1f} %" if group.share else "–")
 
 
 def free_of_cost(kept: Sequence[Group]) -> str:

@@ -14,7 +14,7 @@ MOST_NAMES = 2
 MOST_TYPES = 4
 
 
-class Left(NamedTuple):
+class LeftOperation(NamedTuple):
     """An operation that was left as it is."""
 
     name: str
@@ -28,7 +28,7 @@ class Group:
     """The operations that were left for one reason."""
 
     reason: str
-    entries: Sequence[Left]
+    entries: Sequence[LeftOperation]
 
     @property
     def share(self) -> float:
@@ -51,34 +51,36 @@ class Group:
         return self.importance[:2] == (0.0, 0)
 
 
-def left_float(rows: Iterable[Mapping[str, Any]]) -> list[Left]:
+def left_float(rows: Iterable[Mapping[str, Any]]) -> list[LeftOperation]:
     """The operations that could have been quantized and were not, from the rows of layers.json."""
     return [
-        Left(row["layer"].removesuffix(f":{row['port']}"), row["type"], _general(row["float_reason"]), row["run_time_share"] or 0.0)
+        LeftOperation(
+            row["layer"].removesuffix(f":{row['port']}"), row["type"], _general(row["float_reason"]), row["run_time_share"] or 0.0
+        )
         for row in rows
         if row["kind"] == "float" and row["float_reason"] not in NOT_FLOAT
     ]
 
 
-def left_biases(corrections: Mapping[str, Any]) -> list[Left]:
+def left_biases(corrections: Mapping[str, Any]) -> list[LeftOperation]:
     """The layers whose bias was not corrected, from corrections.json."""
-    return [Left(entry["name"], entry["type"], _general(entry["reason"]), 0.0) for entry in corrections["left"]]
+    return [LeftOperation(entry["name"], entry["type"], _general(entry["reason"]), 0.0) for entry in corrections["left"]]
 
 
-def by_reason(left: Iterable[Left]) -> list[Group]:
+def by_reason(left: Iterable[LeftOperation]) -> list[Group]:
     """One group per reason, the most important first."""
-    groups: dict[str, list[Left]] = defaultdict(list)
+    groups: dict[str, list[LeftOperation]] = defaultdict(list)
     for entry in left:
         groups[entry.reason].append(entry)
     return sorted((Group(reason, entries) for reason, entries in groups.items()), key=lambda group: group.importance, reverse=True)
 
 
-def which(entries: Sequence[Left]) -> str:
+def which(entries: Sequence[LeftOperation]) -> str:
     """Few operations by their names, many by their types: the costly ones first."""
     names = list(dict.fromkeys(entry.name for entry in entries))
     if len(names) <= MOST_NAMES:
         return ", ".join(names)
-    types: dict[str, list[Left]] = defaultdict(list)
+    types: dict[str, list[LeftOperation]] = defaultdict(list)
     for entry in entries:
         types[entry.type].append(entry)
     ordered = sorted(types, key=lambda kind: Group(kind, types[kind]).importance, reverse=True)

@@ -14,7 +14,7 @@ from stages.common.units import amount, difference, metric_value, model_names, n
 from stages.configuration.schema import Config
 from stages.report import accuracy_aware, tune
 from stages.report.calibration import corrected_by, statistics_collected, tuned_from
-from stages.report.left_float import Left, by_reason, left_biases, left_float, which
+from stages.report.left_float import LeftOperation, by_reason, left_biases, left_float, which
 
 MOST_REASONS = 5
 STAGES = ("config", "prepare", "collect_statistics", "quantize", "correct_bias", "evaluate", "accuracy_aware", "tune")
@@ -167,12 +167,12 @@ def _tuning(corrections: dict[str, Any]) -> list[str]:
     tuning = corrections["layerwise_tuning"]
     shares = [entry["loss_after"] / entry["loss_before"] for entry in tuning["tuned"]]
     smaller = f", their squared error {100 - 100 * median(shares):.0f} % smaller (median)" if shares else ""
-    left = [Left(entry["name"], entry["type"], entry["reason"], 0.0) for entry in tuning["left"]]
+    left = [LeftOperation(entry["name"], entry["type"], entry["reason"], 0.0) for entry in tuning["left"]]
     title = f"layer-wise tuning: {plural(len(shares), 'layer')}{smaller}, {len(left)} left; {tuned_from(tuning)}"
     return [title, *_listing(left, shares=False)]
 
 
-def _listing(left: Sequence[Left], *, shares: bool) -> list[str]:
+def _listing(left: Sequence[LeftOperation], *, shares: bool) -> list[str]:
     """One line per reason: share of the run time where it is measured, number of operations, which ones."""
     groups = by_reason(left)
     # Where times are known, what takes none (it is fused into a quantized layer) is told in one line.
@@ -186,7 +186,7 @@ def _listing(left: Sequence[Left], *, shares: bool) -> list[str]:
     return lines
 
 
-def _line(text: str, entries: Sequence[Left], *, shares: bool) -> str:
+def _line(text: str, entries: Sequence[LeftOperation], *, shares: bool) -> str:
     share = 100 * sum(entry.share for entry in entries)
     cost = f"{f'{share:.1f} %' if share else '-':>7} " if shares else ""
     return f" {cost}{len({entry.name for entry in entries}):>4} {text}"

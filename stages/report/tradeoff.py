@@ -28,7 +28,7 @@ class Point:
 
 
 @dataclass(frozen=True)
-class Tick:
+class GridLine:
     """A line of the grid with its label."""
 
     place: float
@@ -36,7 +36,7 @@ class Tick:
 
 
 @dataclass(frozen=True)
-class Mark:
+class PlottedPoint:
     """A point in its place, with its error bars and its label."""
 
     point: Point
@@ -54,11 +54,11 @@ class Mark:
 class Picture:
     """What the page draws. `trials` are further points without labels; `frontier` those than which none is faster and better."""
 
-    marks: tuple[Mark, ...]
-    trials: tuple[Mark, ...]
-    frontier: tuple[Mark, ...]
-    x_ticks: tuple[Tick, ...]
-    y_ticks: tuple[Tick, ...]
+    marks: tuple[PlottedPoint, ...]
+    trials: tuple[PlottedPoint, ...]
+    frontier: tuple[PlottedPoint, ...]
+    x_ticks: tuple[GridLine, ...]
+    y_ticks: tuple[GridLine, ...]
     reference: float  # height of FP32's accuracy
     metric: str
     unit: str
@@ -92,19 +92,19 @@ def picture(points: Sequence[Point], trials: Sequence[Point], metric: str, unit:
         share = (value - low) / (high - low)
         return round(HEIGHT * (1 - share if higher_is_better else share), 2)
 
-    def mark(point: Point, label_y: float) -> Mark:
+    def mark(point: Point, label_y: float) -> PlottedPoint:
         x_low, x_high = point.x_range or (point.x, point.x)
         y_ends = sorted(down(value) for value in point.y_range or (point.y, point.y))
         x = across(point.x)
-        return Mark(point, x, down(point.y), across(x_low), across(x_high), y_ends[0], y_ends[1], label_y, before=x > 60)
+        return PlottedPoint(point, x, down(point.y), across(x_low), across(x_high), y_ends[0], y_ends[1], label_y, before=x > 60)
 
     heights = apart([down(point.y) for point in points])
     return Picture(
         marks=tuple(mark(point, height) for point, height in zip(points, heights, strict=True)),
         trials=tuple(mark(trial, 0.0) for trial in trials),
         frontier=tuple(mark(trial, 0.0) for trial in _frontier(everything if searched else [], higher_is_better=higher_is_better)),
-        x_ticks=tuple(Tick(across(value), text) for value, text in zip(x_ticks, labels(x_ticks), strict=True)),
-        y_ticks=tuple(Tick(down(value), text) for value, text in zip(y_ticks, labels(y_ticks), strict=True)),
+        x_ticks=tuple(GridLine(across(value), text) for value, text in zip(x_ticks, labels(x_ticks), strict=True)),
+        y_ticks=tuple(GridLine(down(value), text) for value, text in zip(y_ticks, labels(y_ticks), strict=True)),
         reference=down(points[0].y),
         metric=metric,
         unit=unit,

@@ -11,7 +11,7 @@ from stages.common import artifacts
 from stages.common.units import metric_value, number, plural
 from stages.report import tune
 from stages.report.search_results import latency_and_size
-from stages.report.tradeoff import HEIGHT, Point, Tick, labels, ticks
+from stages.report.tradeoff import HEIGHT, GridLine, Point, labels, ticks
 
 NAME = "tuned"
 FULL = "fully quantized"  # is the model of correct_bias, or stands for it
@@ -21,17 +21,17 @@ FAR_BELOW = 4.0  # trials that lose so many times what is allowed are left out o
 
 
 @dataclass(frozen=True)
-class Curve:
+class BestSoFarCurve:
     """The best speed-up so far over trials: corners across in percent and down in pixels, and the lines of the grid."""
 
     corners: tuple[tuple[float, float], ...]
-    x_ticks: tuple[Tick, ...]
-    y_ticks: tuple[Tick, ...]
+    x_ticks: tuple[GridLine, ...]
+    y_ticks: tuple[GridLine, ...]
     height: float = CURVE_HEIGHT
 
 
 @dataclass(frozen=True)
-class Influence:
+class ParameterImportance:
     """How much of the objective's variance a parameter explains, and its best choice; `width` in percent of the longest."""
 
     parameter: str
@@ -50,8 +50,8 @@ class Tuning:
     speeds: tuple[str, ...]
     layers: str
     changed: str
-    curve: Curve | None
-    influences: tuple[Influence, ...]
+    curve: BestSoFarCurve | None
+    influences: tuple[ParameterImportance, ...]
     trials: tuple[Mapping[str, Any], ...]
     within: bool
     model: Path
@@ -122,7 +122,7 @@ def points(metric: Mapping[str, Any], default_ms: float) -> tuple[list[Point], l
     return named, others
 
 
-def _curve(rows: Sequence[Mapping[str, Any]]) -> Curve | None:
+def _curve(rows: Sequence[Mapping[str, Any]]) -> BestSoFarCurve | None:
     """A step at each trial that was better; None where none kept the budget."""
     known = [(row["trial"], row["speed_up"]) for row in rows if row["speed_up"] is not None]
     if not known:
@@ -141,17 +141,17 @@ def _curve(rows: Sequence[Mapping[str, Any]]) -> Curve | None:
     corners = [(across(known[0][0]), down(known[0][1]))]
     for trial, value in known[1:]:
         corners += [(across(trial), corners[-1][1]), (across(trial), down(value))]
-    return Curve(
+    return BestSoFarCurve(
         tuple(corners),
-        tuple(Tick(across(value), text) for value, text in zip(numbers, labels(numbers), strict=True)),
-        tuple(Tick(down(value), f"{text}×") for value, text in zip(y_ticks, labels(y_ticks), strict=True)),
+        tuple(GridLine(across(value), text) for value, text in zip(numbers, labels(numbers), strict=True)),
+        tuple(GridLine(down(value), f"{text}×") for value, text in zip(y_ticks, labels(y_ticks), strict=True)),
     )
 
 
-def _influences(rows: Sequence[Mapping[str, Any]]) -> list[Influence]:
+def _influences(rows: Sequence[Mapping[str, Any]]) -> list[ParameterImportance]:
     shown = rows[:MOST_PARAMETERS]
     return [
-        Influence(
+        ParameterImportance(
             row["parameter"], row["best_choice"], 100 * row["importance"] / shown[0]["importance"], f"{100 * row['importance']:.0f} %"
         )
         for row in shown

@@ -55,7 +55,7 @@ def without(plan: Plan, names: Collection[str], reason: str) -> Plan:
     return dataclasses.replace(plan, quantizers=kept, floats=(*plan.floats, *floats))
 
 
-def kept_corrections(corrections: Collection[Correction] | None, plan: Plan, everywhere: bool = False) -> tuple[Correction, ...]:
+def corrections_of_quantized(corrections: Collection[Correction] | None, plan: Plan, everywhere: bool = False) -> tuple[Correction, ...]:
     """Those of a base configuration's corrections that still apply: of layers whose weights `plan` quantizes.
 
     everywhere: keep all (bias_correction.apply_for_all_nodes).

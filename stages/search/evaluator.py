@@ -144,7 +144,7 @@ def evaluate(problem: Problem, task: Task) -> Outcome:
         raise UserError("this worker has another version of the project than the stage that sends it work")
     started = time.perf_counter()
     model, _ = build_candidate(problem, task.candidate)
-    rows, complete = _judge(problem, model, task) if task.positions != () else ({}, True)
+    rows, complete = _evaluate_metrics(problem, model, task) if task.positions != () else ({}, True)
     speed_up, latency_ms = (None, None) if task.timing is None else _time(problem, model, task.timing)
     seconds = time.perf_counter() - started
     return Outcome(task_key(task), candidate_key(task.candidate), rows, complete, seconds, speed_up, latency_ms)
@@ -175,7 +175,7 @@ def _accurate(problem: Problem, candidate: Candidate) -> list[Correction]:
     )
 
 
-def _judge(problem: Problem, model: ov.Model, task: Task) -> tuple[Rows, bool]:
+def _evaluate_metrics(problem: Problem, model: ov.Model, task: Task) -> tuple[Rows, bool]:
     positions = all_positions(problem, task)
     compiled = engine.compile(model, problem.engine, engine.int8_precision(model, problem.engine))
     rows = _rows(problem, compiled, positions)

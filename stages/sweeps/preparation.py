@@ -38,7 +38,7 @@ def prepare(place: Path, wanted: Sequence[Combination], *, parallel: bool) -> li
         print(f"note: {note}", flush=True)
     configs = [_config(place, edit.text) for edit in edits]
     keys = [stage_keys(config) if isinstance(config, Config) else {} for config in configs]
-    cuts = meetings(keys) if parallel else [()] * len(wanted)
+    cuts = shared_stages(keys) if parallel else [()] * len(wanted)
     jobs = []
     for number, (combination, edit, config) in enumerate(zip(wanted, edits, configs, strict=True)):
         entry = job.Job(number, combination.differences, combination.overrides, cuts[number])
@@ -67,19 +67,19 @@ def stage_keys(config: Config) -> dict[str, str]:
     return keys
 
 
-def meetings(keys: Sequence[Mapping[str, str]]) -> list[tuple[tuple[str, str], ...]]:
+def shared_stages(keys: Sequence[Mapping[str, str]]) -> list[tuple[tuple[str, str], ...]]:
     """For each job, the stages up to which it does the same as others that then part from it, with the key they have in common.
 
     Args:
         keys: `stage_keys` of each job, in the order of stages.
     """
 
-    def company(stage: str, key: str) -> list[int]:
+    def jobs_in_common(stage: str, key: str) -> list[int]:
         return [number for number, others in enumerate(keys) if others.get(stage) == key]
 
     found = []
     for own in keys:
-        groups = [(stage, key, company(stage, key)) for stage, key in own.items()]
+        groups = [(stage, key, jobs_in_common(stage, key)) for stage, key in own.items()]
         following = [*(group for _, _, group in groups[1:]), []][: len(groups)]
         found.append(
             tuple((stage, key) for (stage, key, group), after in zip(groups, following, strict=True) if len(group) > 1 and after != group)

@@ -71,7 +71,7 @@ class Task:
 
 
 @dataclass(frozen=True)
-class Found:
+class TailOutputs:
     """What a side chose, and what that cost it."""
 
     model: ov.Model
@@ -165,7 +165,7 @@ TASKS: dict[str, Callable[[int, int], Task]] = {"text_lines": _text_lines, "unev
 # --------------------------------------------------------------------------------------------------------------- sides
 
 
-def _ours(task: Task) -> Found:
+def _ours(task: Task) -> TailOutputs:
     started = time.process_time()
     target = read_target(schema.TargetDevice(**yaml.safe_load((ROOT / "conf/target_device/any.yaml").read_text())))
     graph = read_graph(task.model)
@@ -184,7 +184,7 @@ def _ours(task: Task) -> Found:
     model = build_candidate(problem, best.candidate)[0]
     seconds = time.process_time() - started
     print(f"  ours: {len(search.trace)} models tried on all samples, {search.stopped or 'the budget holds'}", flush=True)
-    return Found(model, seconds, _operations(best.candidate), _operations(base))
+    return TailOutputs(model, seconds, _operations(best.candidate), _operations(base))
 
 
 def _problem(task: Task, statistics: Any) -> Problem:
@@ -214,7 +214,7 @@ def _operations(candidate: Candidate) -> frozenset[str]:
     return frozenset(place.name for entry in candidate.plan.quantizers for place in entry.layers or entry.consumers)
 
 
-def _nncf(task: Task) -> Found:
+def _nncf(task: Task) -> TailOutputs:
     import nncf
 
     nncf.set_log_level("ERROR")
@@ -244,7 +244,7 @@ def _nncf(task: Task) -> Found:
     )
     seconds = time.process_time() - started
     before = nncf.quantize(task.model, calibration, preset=preset, subset_size=len(task.calibration))
-    return Found(model, seconds, _reading_quantized(model), _reading_quantized(before))
+    return TailOutputs(model, seconds, _reading_quantized(model), _reading_quantized(before))
 
 
 def _reading_quantized(model: ov.Model) -> frozenset[str]:
@@ -272,7 +272,7 @@ def _rows(task: Task, model: ov.Model, precision: str, samples: Samples) -> Rows
     return engine.evaluate_metrics({"model": compiled}, samples, {"metric": task.metric})["model"]
 
 
-def _print(task: Task, ours: Found, theirs: Found) -> None:
+def _print(task: Task, ours: TailOutputs, theirs: TailOutputs) -> None:
     graph = read_graph(task.model)
     print(f"  CPU s: ours {ours.seconds:.1f}, NNCF {theirs.seconds:.1f}, ratio {ours.seconds / theirs.seconds:.2f}")
     for name, found in (("ours", ours), ("NNCF", theirs)):

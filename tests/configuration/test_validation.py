@@ -70,7 +70,7 @@ REFUSED: dict[str, tuple[str, ...]] = {
     "metric: {mine: {top_k: 5}}": ("metric.mine", "_target_"),
     "data: {calibration: {count: many}}": ("data.calibration.count: 'many'", "an integer"),
     "data: {calibration: {_target_: TextLines}}": ("data.calibration._target_: 'TextLines'", "dotted name"),
-    "data: {calibration: {_target_: stages.runtime.text_lines.TextLines}}": ("stages.runtime has baseline, ", "datasets"),
+    "data: {calibration: {_target_: stages.runtime.text_lines.TextLines}}": ("stages.runtime has ctc, ", "datasets"),
     "data: {calibration: {_target_: stages.runtime.datasets.TextLine}}": ("did you mean 'TextLines'",),
     "accuracy_aware: {maximal_drop: -0.01}": ("accuracy_aware.maximal_drop: -0.01", "at least 0.0"),
     "accuracy_aware: {metrics: [{name: exact_match, maximal_drop: -1}]}": ("accuracy_aware.metrics[0].maximal_drop: -1", "at least 0.0"),

@@ -27,7 +27,7 @@ VALUES = {model: {"error": np.array(ERROR[model])[:, None], "exact": np.array(EX
 
 
 def test_values_and_drops_by_hand() -> None:
-    judged = evaluation_report.judge(VALUES, {"error": Lower(), "exact": Metric()}, CONFIG)
+    judged = evaluation_report.report_metrics(VALUES, {"error": Lower(), "exact": Metric()}, CONFIG)
     assert list(judged) == ["exact", "error"]  # the primary one first
     exact, error = judged["exact"], judged["error"]
     assert (exact["fp32"], exact["default"], exact["int8"], exact["drop"]) == (0.8, 0.6, 0.4, 0.4)
@@ -38,11 +38,11 @@ def test_values_and_drops_by_hand() -> None:
     assert (error["int8"], error["drop"], error["relative_drop"]) == (0.3, 0.3, None)
     assert error["higher_is_better"] is error["share"] is False
     assert 0.1 < error["drop_low"] < 0.3 < error["drop_high"] < 0.5
-    assert evaluation_report.judge(VALUES, {"error": Lower(), "exact": Metric()}, CONFIG) == judged
+    assert evaluation_report.report_metrics(VALUES, {"error": Lower(), "exact": Metric()}, CONFIG) == judged
 
 
 def test_the_default_precision_and_quantization_have_their_parts_of_the_drop() -> None:
-    judged = evaluation_report.judge(VALUES, {"error": Lower(), "exact": Metric()}, CONFIG, split=True)
+    judged = evaluation_report.report_metrics(VALUES, {"error": Lower(), "exact": Metric()}, CONFIG, split=True)
     exact, error = judged["exact"], judged["error"]
     assert (exact["precision_drop"], exact["quantization_drop"]) == (0.2, 0.2)
     assert (error["precision_drop"], error["precision_drop_low"], error["quantization_drop"]) == (0.01, 0.01, 0.29)
@@ -53,16 +53,16 @@ def test_the_default_precision_and_quantization_have_their_parts_of_the_drop() -
     assert warning.startswith(
         "bf16 alone makes error worse by 0.01 [0.01, 0.01], without any quantization; engine.inference_precision: f32"
     )
-    assert evaluation_report.precision_warnings(evaluation_report.judge(VALUES, {"error": Lower()}, CONFIG), "bf16") == []
+    assert evaluation_report.precision_warnings(evaluation_report.report_metrics(VALUES, {"error": Lower()}, CONFIG), "bf16") == []
 
 
 def test_an_undefined_metric_is_one_line() -> None:
     with pytest.raises(UserError, match="metric exact is not a finite number for the fp32 model: nan"):
-        evaluation_report.judge(VALUES, {"exact": Undefined()}, CONFIG)
+        evaluation_report.report_metrics(VALUES, {"exact": Undefined()}, CONFIG)
 
 
 def test_metrics_json_holds_every_metric_and_its_drop() -> None:
-    judged = evaluation_report.judge(VALUES, {"error": Lower(), "exact": Metric()}, CONFIG)
+    judged = evaluation_report.report_metrics(VALUES, {"error": Lower(), "exact": Metric()}, CONFIG)
     assert evaluation_report.metrics(judged) == {"exact": 0.4, "exact.drop": 0.4, "error": 0.3, "error.drop": 0.3}
 
 

@@ -194,7 +194,7 @@ def test_the_noisiest_layers_come_first_and_longest(workspace: Path) -> None:
 
 
 def test_time_is_told_where_it_was_measured(workspace: Path) -> None:
-    assert contents(built.config(), "key").costly == ()
+    assert contents(built.config(), "key").slowest_layers == ()
 
     def timed(rows: list[dict[str, Any]]) -> None:
         rows[0].update(run_time_share=0.5, runs_as="int8_kernel")
@@ -202,7 +202,7 @@ def test_time_is_told_where_it_was_measured(workspace: Path) -> None:
 
     edit("evaluate/layers.json", timed)
     report = contents(built.config(), "key")
-    assert [(bar.name, bar.kind, bar.value) for bar in report.costly] == [
+    assert [(bar.name, bar.kind, bar.value) for bar in report.slowest_layers] == [
         ("/backbone/conv_0/Conv", "int8", "50.0 %"),
         ("/se/fc", "float", "20.0 %"),
     ]

@@ -21,7 +21,7 @@ from stages.configuration import schema
 from stages.quantization.build import build, save_model
 from stages.runtime import engine
 from stages.search import evaluator
-from stages.search.candidates import Candidate, candidate_key, kept_corrections, without
+from stages.search.candidates import Candidate, candidate_key, corrections_of_quantized, without
 from stages.search.evaluator import OutOfReach, Task, Timing, evaluate, task_key
 from stages.search.executors import executing
 from stages.search.journal import Journal
@@ -81,9 +81,9 @@ def test_corrections_of_layers_that_stay_quantized_are_kept(problem: Problem, ca
     _, solved = build(problem.model(), problem.statistics, candidate.plan, candidate.bias_correction)
     weights = [entry for entry in candidate.plan.quantizers if entry.kind == "weights"]
     plan = without(candidate.plan, [weights[0].name], "reverted")
-    kept = kept_corrections(solved.corrections, plan)
+    kept = corrections_of_quantized(solved.corrections, plan)
     assert {entry.name for entry in solved.corrections} - {entry.name for entry in kept} == {weights[0].layers[0].name}
-    assert kept_corrections(solved.corrections, plan, everywhere=True) == tuple(solved.corrections)
+    assert corrections_of_quantized(solved.corrections, plan, everywhere=True) == tuple(solved.corrections)
 
 
 # ------------------------------------------------------------------------------------------------ evaluation

@@ -64,7 +64,7 @@ def place(
     twin = dict(zip(original, graph.nodes, strict=True))
     skipped, ignored, gainless = ({twin[node]: why for node, why in entries.items()} for entries in (skipped, ignored, without_gain))
     faults = {twin[node]: here for node, here in known_faults(Graph(original), target.rules, pot_compatible).items()}
-    work = _Work(graph, target, skipped, ignored, faults, gainless, pot_compatible, largest or {})
+    work = _Insertion(graph, target, skipped, ignored, faults, gainless, pot_compatible, largest or {})
     work.insert_all()
     work.move_up()
     work.merge_siblings()
@@ -81,7 +81,7 @@ def is_scale_shift(node: Node) -> bool:
     return first is not None and first.node.type == "Add" and first.node.inputs[1].node.constant
 
 
-class _Work:
+class _Insertion:
     def __init__(
         self,
         graph: Graph,

@@ -28,7 +28,7 @@ from stages.quantization.model.weights import bias_values, weight_layout
 from stages.quantization.noise import aligned_model
 from stages.quantization.placement.plan import Plan
 from stages.quantization.solution.biases import Correction, decide, threshold
-from stages.quantization.solution.solve import Solved, correctable, dequantized_weights, obstacle, quantized_constant, solve
+from stages.quantization.solution.solve import Solved, correctable_layers, dequantized_weights, obstacle, quantized_constant, solve
 from stages.quantization.statistics.means import Means, channel_mean
 from stages.quantization.statistics.store import Statistics
 from stages.runtime import engine
@@ -76,7 +76,7 @@ def accurate_corrections(
     solved = solve(graph, statistics, plan, None, pot_compatible)
     results: dict[str, Correction] = {}
     old: dict[str, Array | None] = {}
-    for node, _ in correctable(graph, plan, config.apply_for_all_nodes):
+    for node, _ in correctable_layers(graph, plan, config.apply_for_all_nodes):
         old[node.name] = solved.biases.get(node.name, bias_values(node))
         if reason := obstacle(node, old[node.name]):
             results[node.name] = Correction(node.name, node.type, reason=reason)
@@ -100,7 +100,7 @@ def accurate_corrections(
                 results[name] = decide(node, bias, corrected, threshold(config), config.correct_zero_biases and not pot_compatible)
                 if results[name].bias is not None:
                     shifts[name] = shift
-            walk.pass_on(shifts, [name for name in level if name not in shifts] if pot_compatible else [])
+            walk.finish_level(shifts, [name for name in level if name not in shifts] if pot_compatible else [])
             advance(len(level))
     return [results[name] for name in old]
 
@@ -212,7 +212,7 @@ class _Walk:
                 self.fresh = None
         return total.value()
 
-    def pass_on(self, shifts: dict[str, Array], floats: Sequence[str]) -> None:
+    def finish_level(self, shifts: dict[str, Array], floats: Sequence[str]) -> None:
         """Shift biases of the level, give layers their floating-point weights back, and let the next level start after this one."""
         for name, shift in shifts.items():
             end = self.layers[name]

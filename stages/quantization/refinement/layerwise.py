@@ -28,7 +28,7 @@ from stages.quantization.refinement.layer_tuning import Grid, Settings, tune
 from stages.quantization.refinement.tunable_layers import TunableLayer, by_level, by_memory, tunable_layer
 from stages.quantization.solution.biases import Correction
 from stages.quantization.solution.ranges import Range
-from stages.quantization.solution.solve import Solved, correctable
+from stages.quantization.solution.solve import Solved, correctable_layers
 from stages.quantization.solution.tuned import Tuned, TunedLayer, alignment_of
 from stages.quantization.statistics.masks import BEYOND
 from stages.quantization.statistics.store import Statistics
@@ -112,7 +112,7 @@ def tune_layers(
     _, solved = quantized([])
     results: dict[str, LayerTuning] = {}
     subjects = []
-    for node, quantizer in correctable(graph, plan, all_nodes=False):
+    for node, quantizer in correctable_layers(graph, plan, all_nodes=False):
         subject = tunable_layer(graph, plan, solved, node, quantizer, config, len(chosen))
         results[node.name] = LayerTuning(node.name, node.type, reason=subject if isinstance(subject, str) else None)
         if isinstance(subject, TunableLayer):

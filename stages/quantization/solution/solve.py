@@ -98,7 +98,7 @@ def solve(
         return solved
     corrections = [
         _correct(graph, node, quantizer, solved, statistics, bias_correction, pot_compatible)
-        for node, quantizer in correctable(graph, plan, bias_correction.apply_for_all_nodes)
+        for node, quantizer in correctable_layers(graph, plan, bias_correction.apply_for_all_nodes)
     ]
     return solved.with_corrections(corrections)
 
@@ -232,7 +232,7 @@ def _unified(plan: Plan, ranges: dict[str, Range], pot_compatible: bool) -> dict
 # ------------------------------------------------------------------------------------------------------ bias correction
 
 
-def correctable(graph: Graph, plan: Plan, all_nodes: bool) -> list[tuple[Node, Quantizer | None]]:
+def correctable_layers(graph: Graph, plan: Plan, all_nodes: bool) -> list[tuple[Node, Quantizer | None]]:
     """Layers in topological order with the quantizer of their weights."""
     of_weights = {
         place.name: quantizer

@@ -21,7 +21,7 @@ from stages.quantization.placement.alignment_pairs import TAIL
 from stages.quantization.placement.plan import TensorName
 from stages.quantization.statistics.distribution import counted, picked_places, sparse
 from stages.quantization.statistics.means import Means, channel_mean
-from stages.quantization.statistics.passes import Infer, Store, Wanted, run_passes
+from stages.quantization.statistics.passes import Infer, Store, TensorRequest, run_passes
 from stages.quantization.statistics.points import Points
 from stages.quantization.statistics.store import Array, Statistics
 from stages.quantization.statistics.tail_search import Ends, find_tails
@@ -72,7 +72,7 @@ def collect(
     statistics, input_means, output_means = Statistics(samples), Means(), Means()
     statistics.derived = {_name(port): (_name(source), scale, offset) for port, (source, scale, offset) in points.derived.items()}
 
-    def of_samples(graph: Graph) -> Iterator[Wanted]:
+    def of_samples(graph: Graph) -> Iterator[TensorRequest]:
         return _wanted(graph, points, outlier_probs, channel_outlier_probs, statistics, input_means, output_means)
 
     run_passes(model, of_samples, infer, samples, budget)
@@ -92,7 +92,7 @@ def _wanted(
     statistics: Statistics,
     input_means: Means,
     output_means: Means,
-) -> Iterator[Wanted]:
+) -> Iterator[TensorRequest]:
     """Everything that the points ask for, the same each time. They were read from another copy of the model: names lead to this one."""
     whole = _of_tensors(statistics.lowest, statistics.highest, statistics.size, outlier_probs)._replace(counts=statistics.distribution)
     channel = _Tails(
@@ -125,7 +125,7 @@ def _wanted(
         yield _mean(port, input_channel_axis(node), node.name, input_means)
         shape = port.node.shapes[port.index] or ()
         if -1 in shape:
-            yield Wanted(port.node.order, op.shape_of(_output(port)).output(0), _shapes(statistics.input_shape, node.name))
+            yield TensorRequest(port.node.order, op.shape_of(_output(port)).output(0), _shapes(statistics.input_shape, node.name))
         else:
             statistics.input_shape[node.name] = shape
     for node in (graph.by_name[node.name] for node in points.outputs):
@@ -148,7 +148,7 @@ def _channel_columns(values: NDArray[Any]) -> NDArray[Any]:
 
 def _tails(
     port: Port, output: ov.Output, whole: _Tails | None, channels: _Tails | None, samples: int, from_zero: bool = False
-) -> Iterator[Wanted]:
+) -> Iterator[TensorRequest]:
     """Where the lowest and highest values of `output` come from: few values of a static shape, else the whole tensor.
 
     They are kept as those of `port`. from_zero: the lowest count as zeros.
@@ -169,7 +169,7 @@ def _tails(
                 if tails.counts is not None and values.size:
                     _count(tails.counts, name)(position, columns[:, picked_places(columns.shape[-1])])
 
-        yield Wanted(order, output, store)
+        yield TensorRequest(order, output, store)
         return
     # Where the two tails of a small tensor overlap, both must be what they are.
     overlap = any(tails.count(shape) <= 2 * tails.length(shape) for tails in (whole, channels) if tails is not None)
@@ -178,10 +178,10 @@ def _tails(
     if whole is not None and whole.counts is not None and found.whole is not None:
         count = _count(whole.counts, name)
         if found.picked is not None:
-            yield Wanted(order, found.picked, count)
+            yield TensorRequest(order, found.picked, count)
         else:
             places = picked_places(whole.count(shape))
-            yield Wanted(order, found.whole[1], lambda position, values: count(position, values[:, places]))
+            yield TensorRequest(order, found.whole[1], lambda position, values: count(position, values[:, places]))
     for asked, ends, columns in ((whole, found.whole, _flat), (channels, found.channels, _as_they_are)):
         if asked is not None and ends is not None:
             asked.size[name][:] = asked.count(shape)
@@ -196,7 +196,7 @@ def _searched(
     length: int,
     columns: Callable[[NDArray[Any]], NDArray[Any]],
     samples: int,
-) -> Iterator[Wanted]:
+) -> Iterator[TensorRequest]:
     """Keep the tails among the candidates that leave the graph."""
 
     def storing(table: dict[TensorName, Array], upper: bool) -> Store:
@@ -210,17 +210,17 @@ def _searched(
             if name not in tails.lowest:
                 tails.lowest[name] = np.zeros_like(tails.highest[name])
 
-        yield Wanted(order, ends[1], highest)
+        yield TensorRequest(order, ends[1], highest)
     elif ends[0] == ends[1]:
 
         def both(position: int, values: NDArray[Any]) -> None:
             low(position, values)
             high(position, values)
 
-        yield Wanted(order, ends[0], both)
+        yield TensorRequest(order, ends[0], both)
     else:
-        yield Wanted(order, ends[0], low)
-        yield Wanted(order, ends[1], high)
+        yield TensorRequest(order, ends[0], low)
+        yield TensorRequest(order, ends[1], high)
 
 
 def _flat(values: NDArray[Any]) -> NDArray[Any]:
@@ -243,9 +243,9 @@ def _output(port: Port) -> ov.Output:
     return port.node.operation.output(port.index)
 
 
-def _mean(port: Port, channel_axis: int, name: str, means: Means) -> Wanted:
+def _mean(port: Port, channel_axis: int, name: str, means: Means) -> TensorRequest:
     mean, marked = channel_mean(port, channel_axis)
-    return Wanted(port.node.order, mean, lambda position, values: means.add(name, position, values, marked=marked))
+    return TensorRequest(port.node.order, mean, lambda position, values: means.add(name, position, values, marked=marked))
 
 
 # ------------------------------------------------------------------------------------------------------------- storing

@@ -24,7 +24,7 @@ FEW = 8  # integers that are worth comparing with others
 BUDGET = 2**26  # bytes of a sample that may leave the model at once where memory is short
 
 
-class Wanted(NamedTuple):
+class TensorRequest(NamedTuple):
     """A tensor of the graph and what to do with its values."""
 
     order: int  # place of its producer in the graph
@@ -33,7 +33,7 @@ class Wanted(NamedTuple):
 
 
 def run_passes(
-    model: ov.Model, wanted_of: Callable[[Graph], Iterable[Wanted]], infer: Infer, samples: int, budget: int | None = None
+    model: ov.Model, wanted_of: Callable[[Graph], Iterable[TensorRequest]], infer: Infer, samples: int, budget: int | None = None
 ) -> None:
     """Run a copy of `model` over the samples and store what is wanted of its graph.
 
@@ -55,7 +55,9 @@ def run_passes(
         _run_pass(model, wanted_of, infer, samples, members)
 
 
-def _run_pass(model: ov.Model, wanted_of: Callable[[Graph], Iterable[Wanted]], infer: Infer, samples: int, members: range | None) -> None:
+def _run_pass(
+    model: ov.Model, wanted_of: Callable[[Graph], Iterable[TensorRequest]], infer: Infer, samples: int, members: range | None
+) -> None:
     """Store what is wanted, or the `members` of it.
 
     Everything of static shape leaves the graph in few long vectors: Python then costs little per sample, however many
@@ -103,7 +105,7 @@ def _run_pass(model: ov.Model, wanted_of: Callable[[Graph], Iterable[Wanted]], i
         raise UserError(f"{seen} calibration samples were read where {samples} were expected")
 
 
-def _instrumented(model: ov.Model, wanted_of: Callable[[Graph], Iterable[Wanted]]) -> tuple[ov.Model, list[Wanted]]:
+def _instrumented(model: ov.Model, wanted_of: Callable[[Graph], Iterable[TensorRequest]]) -> tuple[ov.Model, list[TensorRequest]]:
     """A copy of `model` without results, and what is wanted of it."""
     clone = model.clone()
     # By place in the graph: in another order inference takes several times longer.
@@ -126,7 +128,7 @@ def _share_numbers(model: ov.Model) -> None:
                 port.replace_source_output(first.output(0))
 
 
-def _sizes(model: ov.Model, wanted_of: Callable[[Graph], Iterable[Wanted]], infer: Infer, samples: int) -> list[int]:
+def _sizes(model: ov.Model, wanted_of: Callable[[Graph], Iterable[TensorRequest]], infer: Infer, samples: int) -> list[int]:
     """Bytes that each wanted tensor takes, of the largest sample. Where shapes are dynamic that takes a pass of its own."""
     clone, wanted = _instrumented(model, wanted_of)
     shapes = [

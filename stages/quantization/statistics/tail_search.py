@@ -28,7 +28,7 @@ FEW = 2**10  # values that may as well leave the graph
 Ends = tuple[ov.Output | None, ov.Output]  # lowest (None: not searched for), highest
 
 
-class Found(NamedTuple):
+class TailOutputs(NamedTuple):
     """Where the lowest and highest values leave the graph: one output twice where all values of the tensor leave."""
 
     whole: Ends | None  # of the whole tensor
@@ -36,7 +36,7 @@ class Found(NamedTuple):
     picked: ov.Output | None = None  # some of the values; None where all leave, or where the whole tensor is not searched
 
 
-def find_tails(output: ov.Output, length: int | None, channel_length: int | None, lowest: bool = True) -> Found:
+def find_tails(output: ov.Output, length: int | None, channel_length: int | None, lowest: bool = True) -> TailOutputs:
     """Search a tensor of static shape for its tails of `length` values, and per channel of `channel_length`; None: neither.
 
     lowest: search for the lowest values, too.
@@ -46,7 +46,7 @@ def find_tails(output: ov.Output, length: int | None, channel_length: int | None
     image = len(output.get_shape()) in (4, 5) and output.get_node().get_type_name() != "Parameter"
     if channel_length is None:
         whole, picked = _whole_tails(_channels_last(output) if image else output, length, modes)
-        return Found(whole, None, picked)
+        return TailOutputs(whole, None, picked)
     columns = _columns(output)
     positions, channels = columns.get_shape()
     if image and length is not None and (channel_length == 1 or positions * channels >= LONG):
@@ -54,7 +54,7 @@ def find_tails(output: ov.Output, length: int | None, channel_length: int | None
         if cell >= LEAST_CELL:
             return _both(columns, cell, length, channel_length, modes)
     whole, picked = _whole_tails(columns if image else output, length, modes)
-    return Found(whole, _channel_tails(columns, channel_length, modes), picked)
+    return TailOutputs(whole, _channel_tails(columns, channel_length, modes), picked)
 
 
 def _ends(outputs: Sequence[ov.Output]) -> Ends:
@@ -108,7 +108,7 @@ def _channel_tails(columns: ov.Output, length: int, modes: Sequence[str]) -> End
     return _ends([_of_best_cells_per_channel(table, EXTREMES[mode](table, 0), channels, length, mode) for mode in modes])
 
 
-def _both(columns: ov.Output, cell: int, length: int, channel_length: int, modes: Sequence[str]) -> Found:
+def _both(columns: ov.Output, cell: int, length: int, channel_length: int, modes: Sequence[str]) -> TailOutputs:
     """Tails of the whole tensor [n, C] and per channel: each value is read once for both."""
     table = op.reshape(columns, np.array([cell, -1]), False)  # each cell is of one channel
     whole, by_channel = [], []
@@ -116,7 +116,7 @@ def _both(columns: ov.Output, cell: int, length: int, channel_length: int, modes
         extremes = EXTREMES[mode](table, 0)
         whole.append(_of_best_cells(table, extremes, length, mode))
         by_channel.append(_of_best_cells_per_channel(table, extremes, columns.get_shape()[1], channel_length, mode))
-    return Found(_ends(whole), _ends(by_channel), _picked(table))
+    return TailOutputs(_ends(whole), _ends(by_channel), _picked(table))
 
 
 def _cell(count: int, channels: int, length: int | None = None, channel_length: int = 1) -> int:

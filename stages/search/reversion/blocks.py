@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from stages.configuration.target_device import ACTIVATIONS
 from stages.quantization.model.graph import OPERATIONS_WITH_WEIGHTS, Graph, Node
 from stages.quantization.placement.plan import Plan, Quantizer
-from stages.search.candidates import Candidate, kept_corrections, without
+from stages.search.candidates import Candidate, corrections_of_quantized, without
 
 ACTIVATIONS_ONLY = "activations"
 REASON = "reverted to keep the accuracy budget"
@@ -93,4 +93,4 @@ def reverted(base: Candidate, blocks: Iterable[Block]) -> Candidate:
     if not names:
         return base
     plan = without(base.plan, names, REASON)
-    return replace(base, plan=plan, corrections=kept_corrections(base.corrections, plan, base.bias_correction.apply_for_all_nodes))
+    return replace(base, plan=plan, corrections=corrections_of_quantized(base.corrections, plan, base.bias_correction.apply_for_all_nodes))

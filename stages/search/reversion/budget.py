@@ -24,14 +24,14 @@ class Goal:
 
     Attributes:
         metric: Its name.
-        judge: The metric, bound to the model.
+        scorer: The metric, bound to the model.
         baseline: What the floating-point model reaches.
         limit: By how much, in the metric's own unit, a model may be worse.
         given: Whether the baseline is a number of the user's, and not what FP32 reaches on the samples.
     """
 
     metric: str
-    judge: Metric
+    scorer: Metric
     baseline: float
     limit: float
     given: bool = False
@@ -39,7 +39,7 @@ class Goal:
     @property
     def sign(self) -> float:
         """1 where higher is better, else -1."""
-        return 1.0 if self.judge.higher_is_better else -1.0
+        return 1.0 if self.scorer.higher_is_better else -1.0
 
     @property
     def unit(self) -> float:
@@ -66,15 +66,15 @@ class Budget:
 
     def values(self, rows: Rows) -> dict[str, float]:
         """The metrics over samples."""
-        return {goal.metric: goal.judge.value(rows[goal.metric]) for goal in self.goals}
+        return {goal.metric: goal.scorer.value(rows[goal.metric]) for goal in self.goals}
 
     def drops(self, rows: Rows) -> dict[str, float]:
         """By metric, how much worse than the baseline."""
-        return {goal.metric: goal.drop(goal.judge.value(rows[goal.metric])) for goal in self.goals}
+        return {goal.metric: goal.drop(goal.scorer.value(rows[goal.metric])) for goal in self.goals}
 
     def excess(self, rows: Rows) -> float:
         """The largest of the goals' excesses: models are compared by the metric that is worst off. At most 0: the budget holds."""
-        return max(goal.excess(goal.judge.value(rows[goal.metric])) for goal in self.goals)
+        return max(goal.excess(goal.scorer.value(rows[goal.metric])) for goal in self.goals)
 
     def sure(self, fp32: Rows, rows: Rows, confidence: float, seed: int) -> bool:
         """Whether even the upper ends of the drops' confidence intervals keep it. fp32: of the same samples."""
@@ -91,7 +91,7 @@ class Budget:
 
     def worst(self, rows: Rows) -> Goal:
         """The goal that is furthest from being kept; of equals the first."""
-        return max(self.goals, key=lambda goal: goal.excess(goal.judge.value(rows[goal.metric])))
+        return max(self.goals, key=lambda goal: goal.excess(goal.scorer.value(rows[goal.metric])))
 
 
 def make_goal(name: str, metric: Metric, baseline: float, maximal_drop: float, drop_type: str, *, given: bool = False) -> Goal:
@@ -131,11 +131,11 @@ def drop_interval(goal: Goal, fp32: NDArray[np.float64] | None, rows: NDArray[np
     Then only the model's own samples are drawn anew, and the interval is wider than that of a pair.
     """
     generator = np.random.default_rng(seed)
-    better = goal.judge.higher_is_better
+    better = goal.scorer.higher_is_better
     if fp32 is not None:
-        return paired_drop(goal.judge.value, fp32, rows, higher_is_better=better, confidence=confidence, generator=generator)
-    drop, count = goal.drop(goal.judge.value(rows)), len(rows)
-    draws = np.array([goal.drop(goal.judge.value(rows[generator.integers(0, count, count)])) for _ in range(RESAMPLES)])
+        return paired_drop(goal.scorer.value, fp32, rows, higher_is_better=better, confidence=confidence, generator=generator)
+    drop, count = goal.drop(goal.scorer.value(rows)), len(rows)
+    draws = np.array([goal.drop(goal.scorer.value(rows[generator.integers(0, count, count)])) for _ in range(RESAMPLES)])
     relative = drop / abs(goal.baseline) if goal.baseline else None
     if not np.all(np.isfinite(draws)):
         return Drop(drop, None, None, relative)
@@ -158,10 +158,10 @@ class BeyondReach:
     def hopeless(self, problem: Problem, rows: Rows, positions: Sequence[int]) -> bool:
         """See `evaluator.Stop`."""
         for metric, bar in self.bars:
-            judge, done = problem.metrics[metric], rows[metric]
+            scorer, done = problem.metrics[metric], rows[metric]
             left = problem.fp32[metric][list(positions[len(done) :])]
-            value = judge.value(np.concatenate([done, left]))
-            short = bar - value if judge.higher_is_better else value - bar
+            value = scorer.value(np.concatenate([done, left]))
+            short = bar - value if scorer.higher_is_better else value - bar
             if short > ROUNDING * max(abs(bar), abs(value)):
                 return True
         return False

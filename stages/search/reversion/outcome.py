@@ -39,7 +39,7 @@ def result_json(
         "shortfall": "" if best.holds else "; ".join([*short, search.stopped or "nothing better was found"]),
         "stopped": search.stopped,
         "metrics": metrics,
-        "judged": evaluation_report.judge({"fp32": dict(problem.fp32), "int8": dict(rows)}, problem.metrics, config),
+        "judged": evaluation_report.report_metrics({"fp32": dict(problem.fp32), "int8": dict(rows)}, problem.metrics, config),
         "before": first.drops,
         "values": {name: rounded(metric.value(rows[name])) for name, metric in problem.metrics.items()},  # on all samples
         "confidence": config.evaluate.confidence,
@@ -109,18 +109,18 @@ def _judged(config: Config, problem: Problem, goal: Goal, parts: Parts, rows: Ro
 
     def on(positions: Sequence[int]) -> dict[str, Any]:
         own, fp32 = rows[goal.metric][list(positions)], problem.fp32[goal.metric][list(positions)]
-        baseline = goal.baseline if goal.given else goal.judge.value(fp32)
+        baseline = goal.baseline if goal.given else goal.scorer.value(fp32)
         # A relative limit is relative to these samples' baseline.
         limit = goal.limit * abs(baseline / goal.baseline) if config.accuracy_aware.drop_type == "relative" else goal.limit
-        here = Goal(goal.metric, goal.judge, baseline, limit)
+        here = Goal(goal.metric, goal.scorer, baseline, limit)
         drop = drop_interval(here, None if goal.given else fp32, own, config.evaluate.confidence, config.seed)
-        numbers: dict[str, float | None] = {"baseline": baseline, "limit": limit, "value": goal.judge.value(own)}
+        numbers: dict[str, float | None] = {"baseline": baseline, "limit": limit, "value": goal.scorer.value(own)}
         numbers |= {"drop": drop.value, "drop_low": drop.low, "drop_high": drop.high}
         return {name: None if value is None else rounded(value) for name, value in numbers.items()}
 
     found = on(parts.search)
-    share = evaluation_report.is_share(goal.judge, (found["baseline"], found["value"]))
-    direction = {"higher_is_better": goal.judge.higher_is_better, "share": share}
+    share = evaluation_report.is_share(goal.scorer, (found["baseline"], found["value"]))
+    direction = {"higher_is_better": goal.scorer.higher_is_better, "share": share}
     return {**direction, **found, "held_out": on(parts.held_out) if parts.held_out else None}
 
 

@@ -36,7 +36,7 @@ def losses(budget: Budget, fp32: Rows, rows: Rows) -> NDArray[np.float64]:
     """What each sample loses [N]: its score with FP32 minus its score now, as a share of the most that any sample loses."""
     result = np.full(len(next(iter(rows.values()))), -np.inf)
     for goal in budget.goals:
-        loss = np.asarray(goal.judge.score(fp32[goal.metric]) - goal.judge.score(rows[goal.metric]), np.float64)
+        loss = np.asarray(goal.scorer.score(fp32[goal.metric]) - goal.scorer.score(rows[goal.metric]), np.float64)
         largest = float(np.abs(loss).max())
         result = np.maximum(result, loss / largest if largest else loss)
     return result
@@ -103,7 +103,7 @@ def score_blocks(
         for block, outcome in zip(batch, outcomes, strict=True):
             done = outcome.rows[goal.metric]
             rest = problem.fp32[goal.metric][list(positions[len(done) :])]
-            scores[block] = goal.sign * goal.judge.value(np.concatenate([done, rest]))
+            scores[block] = goal.sign * goal.scorer.value(np.concatenate([done, rest]))
         if any(outcome.complete and enough(outcome) for outcome in outcomes):
             break
     return scores

@@ -138,7 +138,7 @@ class Reversion:
             self._known[candidate_key(base)] = State(base, own, self.budget.excess(own))
         state = self._evaluated(base)
         assert state is not None  # nothing gave it up
-        self._told(BASE, (), state, state, KEEPS if state.holds else EXCEEDS)
+        self._record_step(BASE, (), state, state, KEEPS if state.holds else EXCEEDS)
         try:
             if not state.holds and mixed is not None:
                 state = self._replaced(MIXED, state, self._frozen(mixed))
@@ -158,7 +158,7 @@ class Reversion:
         new = self._evaluated(candidate)
         assert new is not None  # nothing gave it up
         chosen = new if new.excess < state.excess else state
-        self._told(phase, (), new, chosen, (KEEPS if new.holds else BETTER) if chosen is new else USELESS)
+        self._record_step(phase, (), new, chosen, (KEEPS if new.holds else BETTER) if chosen is new else USELESS)
         return chosen
 
     def _tuned(self, state: State) -> State:
@@ -170,7 +170,7 @@ class Reversion:
             fp32 = self.session.problem.fp32
             chosen = list(positions)
             return max(
-                goal.sign * (goal.judge.value(fp32[goal.metric][chosen]) - goal.judge.value(rows[goal.metric])) / goal.unit
+                goal.sign * (goal.scorer.value(fp32[goal.metric][chosen]) - goal.scorer.value(rows[goal.metric])) / goal.unit
                 for goal in self.budget.goals
             )
 
@@ -220,10 +220,10 @@ class Reversion:
             careful = self.settings.use_prev_if_drop_increase
             new = self._evaluated(reverted(base, tried), tried, self._stop(state, state.excess) if careful else None, state)
             if new is not None and (new.excess <= state.excess or not careful):
-                self._told(REVERT, _layers(step), new, new, _why_accepted(new, state))
+                self._record_step(REVERT, _layers(step), new, new, _why_accepted(new, state))
                 state, size = new, 2 * size
                 continue
-            self._told(REVERT, _layers(step), new, state, WORSE, reverted_layers=len(_layers(tried)))
+            self._record_step(REVERT, _layers(step), new, state, WORSE, reverted_layers=len(_layers(tried)))
             if len(step) > 1 and not everything:
                 queue, size = [*step, *queue], 1  # each by itself
         return state
@@ -250,7 +250,7 @@ class Reversion:
             return not thorough and self.budget.excess(expected) <= 0 and self.budget.sure(own_fp32, expected, self.confidence, self.seed)
 
         scores = score_blocks(self._outcomes, problem, goal, positions, blocks, noise, with_block, enough)
-        before = goal.sign * goal.judge.value(self._own(state, positions)[goal.metric])
+        before = goal.sign * goal.scorer.value(self._own(state, positions)[goal.metric])
         self._gains |= {block: (score - before) / goal.unit for block, score in scores.items()}
         return ranked(scores, noise)
 
@@ -265,10 +265,10 @@ class Reversion:
                 continue
             new = self._evaluated(reverted(base, kept), kept, self._stop(state, 0.0), state)
             if new is not None and new.holds:
-                self._told(REQUANTIZE, _layers(step), new, new, KEEPS)
+                self._record_step(REQUANTIZE, _layers(step), new, new, KEEPS)
                 state, size = new, 2 * size
                 continue
-            self._told(REQUANTIZE, _layers(step), new, state, NEEDED, reverted_layers=len(_layers(kept)))
+            self._record_step(REQUANTIZE, _layers(step), new, state, NEEDED, reverted_layers=len(_layers(kept)))
             if len(step) > 1:
                 queue = [*step, *queue]
             size = 1
@@ -310,8 +310,8 @@ class Reversion:
         bars = []
         for goal, (metric, bar) in zip(self.budget.goals, self.budget.bars(excess), strict=True):
             fp32, own = self.session.problem.fp32[metric][list(self.positions)], state.rows[metric]
-            gained = (goal.judge.score(own) > goal.judge.score(fp32)).reshape(-1, *[1] * (own.ndim - 1))
-            slack = goal.judge.value(np.where(gained, own, fp32)) - goal.judge.value(fp32)
+            gained = (goal.scorer.score(own) > goal.scorer.score(fp32)).reshape(-1, *[1] * (own.ndim - 1))
+            slack = goal.scorer.value(np.where(gained, own, fp32)) - goal.scorer.value(fp32)
             bars.append((metric, bar - goal.sign * max(0.0, goal.sign * slack)))
         return BeyondReach(tuple(bars))
 
@@ -335,7 +335,7 @@ class Reversion:
             return candidate
         return replace(candidate, corrections=tuple(build_candidate(self.session.problem, candidate)[1].corrections))
 
-    def _told(
+    def _record_step(
         self, phase: str, layers: Sequence[str], new: State | None, chosen: State, why: str, reverted_layers: int | None = None
     ) -> None:
         """Remember the best model and write the trace. new: what was tried, None: given up early; chosen: where it goes on."""

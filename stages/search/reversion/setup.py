@@ -58,7 +58,7 @@ def make_budget(config: Config, problem: Problem) -> tuple[Budget, Parts]:
     return Budget(tuple(goals)), parts
 
 
-def posed(config: Config) -> Problem:
+def accuracy_problem(config: Config) -> Problem:
     """The problem that the search poses, with what accuracy_aware.base_algorithm starts from."""
     settings, accurate = config.accuracy_aware, config.correction_engine is not None
     problem = make_problem(config, calibration=accurate or (settings.tune_hyperparams and config.bias_correction.enabled))

@@ -11,7 +11,7 @@ from stages.common.errors import ConfigError
 from stages.configuration import schema
 from stages.configuration.target_device import ACTIVATIONS, WEIGHTS
 from stages.quantization.placement.plan import Plan, Quantizer
-from stages.quantization.planning import Offer
+from stages.quantization.planning import PlanOptions
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ def _layers(quantizer: Quantizer) -> list[str]:
     return [place.name for place in quantizer.layers or quantizer.consumers]
 
 
-def make_base(units: Sequence[Unit], offer: Offer, best: Plan | None) -> Base:
+def make_base(units: Sequence[Unit], offer: PlanOptions, best: Plan | None) -> Base:
     quantizers = {quantizer.name: quantizer for quantizer in offer.plan.quantizers}
     if best is None:
         return Base(quantizers, frozenset())

@@ -30,7 +30,7 @@ def result_json(config: Config, search: Search, rows: Rows, loss: float) -> dict
     """
     best, target = search.best, search.goal.target
     problem = search.session.problem
-    judged = evaluation_report.judge({"fp32": dict(problem.fp32), "int8": dict(rows)}, problem.metrics, config)
+    judged = evaluation_report.report_metrics({"fp32": dict(problem.fp32), "int8": dict(rows)}, problem.metrics, config)
     return {
         "enabled": True,
         "ended": search.ended,

@@ -17,7 +17,7 @@ from stages.configuration.schema import BiasCorrection
 from stages.measurement.latency import Spread
 from stages.quantization.placement.plan import Plan
 from stages.quantization.solution.biases import Correction
-from stages.search.candidates import Candidate, candidate_key, kept_corrections
+from stages.search.candidates import Candidate, candidate_key, corrections_of_quantized
 from stages.search.evaluator import Outcome, Rows, Task, Timing, build_candidate, time_models
 from stages.search.problem import Problem
 from stages.search.session import Session
@@ -142,7 +142,7 @@ class Search:
     final_rounds: Rounds = field(default_factory=dict)
     confirmed: int | None = None
 
-    def go_on_from(self, trials: Sequence[Trial]) -> None:
+    def resume_from(self, trials: Sequence[Trial]) -> None:
         """Take over the trials of an earlier search; their losses are those of this one's goal."""
         for trial in trials:
             self.trials.append(self.judged(trial))
@@ -236,7 +236,7 @@ class Search:
 
     def candidate(self, plan: Plan, label: str) -> Candidate:
         """A candidate of a plan, with the bias correction that all candidates have."""
-        corrections = kept_corrections(self.corrections, plan, self.bias_correction.apply_for_all_nodes)
+        corrections = corrections_of_quantized(self.corrections, plan, self.bias_correction.apply_for_all_nodes)
         return Candidate(plan, self.bias_correction, corrections, label)
 
     def start(self, label: str, proposal: Proposal) -> Start:
@@ -255,7 +255,9 @@ class Search:
     def _proposed(self, count: int, known: set[str]) -> list[Start]:
         constrained = self.goal.objective == CONSTRAINED
         told = [
-            tpe.Told(trial.proposal, trial.loss, trial.score.accuracy_loss - self.goal.target.accuracy_loss if constrained else None)
+            tpe.TrialOutcome(
+                trial.proposal, trial.loss, trial.score.accuracy_loss - self.goal.target.accuracy_loss if constrained else None
+            )
             for trial in self.trials
         ]
         proposals = self._proposer.propose(told, count, known)

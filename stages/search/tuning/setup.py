@@ -12,7 +12,7 @@ from stages.configuration.schema import Config, Quantization
 from stages.configuration.target_device import ACTIVATIONS, Target, read_target
 from stages.quantization.model.graph import Graph, read_graph
 from stages.quantization.placement.plan import Plan, plan_from_json
-from stages.quantization.planning import Offer, make_offer, make_plan, require_something_to_quantize
+from stages.quantization.planning import PlanOptions, make_plan, make_plan_options, require_something_to_quantize
 from stages.quantization.statistics.store import Statistics, first_samples
 from stages.runtime.engine import distrusts_zero_points
 from stages.search.candidates import candidate_key, digest
@@ -147,8 +147,8 @@ def _baselines(config: Config, problem: Problem) -> tuple[tuple[str, float | Non
     return tuple((entry.name, entry.baseline_value) for entry in config.tune.metrics) or ((problem.primary, None),)
 
 
-def _offer(config: Config, problem: Problem) -> Offer:
-    offer = make_offer(*_plan_arguments(config, problem, config.tune.space.preset or config.quantization.preset))
+def _offer(config: Config, problem: Problem) -> PlanOptions:
+    offer = make_plan_options(*_plan_arguments(config, problem, config.tune.space.preset or config.quantization.preset))
     require_something_to_quantize(offer.plan)
     if not distrusts_zero_points(config.engine):
         return offer

@@ -20,7 +20,7 @@ from stages.common.errors import UserError
 from stages.configuration import schema
 from stages.configuration.target_device import ACTIVATIONS, WEIGHTS
 from stages.quantization.placement.plan import Border, Estimator, Float, Plan, Quantizer, plan_to_json
-from stages.quantization.planning import Offer
+from stages.quantization.planning import PlanOptions
 from stages.quantization.statistics.estimators import (
     DEFAULT_OUTLIER_PROB,
     LEAST_ERROR,
@@ -41,7 +41,7 @@ Proposal = dict[str, str]  # parameter -> choice
 Options = dict[tuple[str, ...], dict[str, Quantizer]]  # values of the scheme keys in scope -> by quantizer name, the quantizer with them
 
 
-class Question(NamedTuple):
+class SpaceParameter(NamedTuple):
     """One parameter of the space: what is asked of whom."""
 
     unit: Unit
@@ -55,7 +55,7 @@ class Question(NamedTuple):
         return ".".join(part for part in (self.unit.name, self.kind, self.key) if part) + (f"[{self.given}]" if self.given else "")
 
 
-Answer = Callable[[Question, tuple[str, ...], str], str]  # question, choices, the base's choice -> choice
+Answer = Callable[[SpaceParameter, tuple[str, ...], str], str]  # question, choices, the base's choice -> choice
 
 
 class Space:
@@ -72,7 +72,7 @@ class Space:
         UserError: the scope leaves nothing to choose.
     """
 
-    def __init__(self, offer: Offer, scope: schema.TuneSpace, order: Iterable[str], best: Plan | None = None) -> None:
+    def __init__(self, offer: PlanOptions, scope: schema.TuneSpace, order: Iterable[str], best: Plan | None = None) -> None:
         self.offer = offer
         self.scope = scope
         self.units = make_units(offer.plan, {name: place for place, name in enumerate(order)})
@@ -94,7 +94,7 @@ class Space:
         """Ask every parameter that means something after the choices before it; a proposal holds exactly those."""
         proposal: Proposal = {}
 
-        def noted(question: Question, choices: tuple[str, ...], default: str) -> str:
+        def noted(question: SpaceParameter, choices: tuple[str, ...], default: str) -> str:
             proposal[question.name] = answer(question, choices, default)
             return proposal[question.name]
 
@@ -124,7 +124,7 @@ class Space:
         """What comes nearest to a plan, and whether it means exactly that plan's quantizers."""
         given = {quantizer.name: quantizer for quantizer in plan.quantizers}
 
-        def answer(question: Question, choices: tuple[str, ...], default: str) -> str:
+        def answer(question: SpaceParameter, choices: tuple[str, ...], default: str) -> str:
             names = question.unit.quantizers(question.kind) if question.kind else question.unit.activations + question.unit.weights
             if question.key == "quantize":
                 return QUANTIZED if all(name in given for name in names) else FLOAT
@@ -148,10 +148,10 @@ class Space:
 
     # ------------------------------------------------------------------------------------------------ description
 
-    def parameters(self) -> Iterator[tuple[Question, tuple[str, ...], str]]:
+    def parameters(self) -> Iterator[tuple[SpaceParameter, tuple[str, ...], str]]:
         """Every parameter with its choices and the base's choice, those of one unit after the other."""
         for unit in self.units:
-            seen: dict[str, tuple[Question, tuple[str, ...], str]] = {}
+            seen: dict[str, tuple[SpaceParameter, tuple[str, ...], str]] = {}
             leaves: list[dict[tuple[str, str], str]] = [{}]
             leaves += [
                 {(kind, key): value for key, value in zip(self._scheme_keys, values, strict=True)}
@@ -160,7 +160,7 @@ class Space:
             ]
             for leaf in leaves:
 
-                def answer(question: Question, choices: tuple[str, ...], default: str, leaf: dict = leaf, seen: dict = seen) -> str:
+                def answer(question: SpaceParameter, choices: tuple[str, ...], default: str, leaf: dict = leaf, seen: dict = seen) -> str:
                     if question.name not in seen:
                         seen[question.name] = question, choices, default
                     if question.key == "quantize":
@@ -174,7 +174,7 @@ class Space:
 
     def describe(self) -> list[str]:
         """The space in lines: what is fixed, and every unit with its parameters; the base's choice first."""
-        by_unit: dict[Unit, list[tuple[Question, tuple[str, ...], str]]] = {}
+        by_unit: dict[Unit, list[tuple[SpaceParameter, tuple[str, ...], str]]] = {}
         for entry in self.parameters():
             by_unit.setdefault(entry[0].unit, []).append(entry)
         count = sum(map(len, by_unit.values()))
@@ -202,7 +202,7 @@ class Space:
         """The unit's quantizers as `answer` chooses; None: floating point."""
         off = unit.name in self.base.off
         if unit.name in self._tuned and "layer" in self.scope.tuning_scope:
-            off = answer(Question(unit, None, "quantize"), (QUANTIZED, FLOAT), FLOAT if off else QUANTIZED) == FLOAT
+            off = answer(SpaceParameter(unit, None, "quantize"), (QUANTIZED, FLOAT), FLOAT if off else QUANTIZED) == FLOAT
         if off:
             return None
         chosen = {name: self.base.quantizers[name] for name in unit.activations + unit.weights}
@@ -221,7 +221,7 @@ class Space:
             values = tuple(dict.fromkeys(option[place] for option in left))
             if len(values) > 1:
                 everywhere = {option[place] for option in options}
-                question = Question(unit, kind, key, "" if set(values) == everywhere else ",".join(given))
+                question = SpaceParameter(unit, kind, key, "" if set(values) == everywhere else ",".join(given))
                 value = answer(question, values, values[0])
                 given.append(value)
                 left = [option for option in left if option[place] == value]
@@ -262,7 +262,7 @@ class Space:
         if "preset" in scope and "type" not in scope:  # types are all that the presets differ in
             preset = _preset(next(iter(result.values())))
             choices = tuple(dict.fromkeys([preset, *schema.ESTIMATOR_PRESETS]))
-            chosen = answer(Question(unit, kind, "estimator.preset", "" if preset != CUSTOM else CUSTOM), choices, preset)
+            chosen = answer(SpaceParameter(unit, kind, "estimator.preset", "" if preset != CUSTOM else CUSTOM), choices, preset)
             if chosen != preset:
                 result = {name: _with_estimator(entry, default_estimator(entry.scheme, kind, chosen)) for name, entry in result.items()}
         # Of a symmetric range the lower border only says whether anything is negative.
@@ -273,7 +273,7 @@ class Space:
                 now = _type_choice(_border(result, side).type, extreme)
                 pooled = [LEAST_ERROR] if can_pool(LEAST_ERROR, next(iter(result.values())).scheme, kind) else []
                 choices = tuple(dict.fromkeys([extreme, "quantile", *pooled, now]))
-                chosen = answer(Question(unit, kind, f"estimator.{side}.type"), choices, now)
+                chosen = answer(SpaceParameter(unit, kind, f"estimator.{side}.type"), choices, now)
                 if chosen != now:
                     result = _refined(result, side, type=_border_type(chosen, symmetric))
             if "outlier_prob" in scope and _border(result, side).type in SHARE_TYPES:
@@ -282,12 +282,12 @@ class Space:
                 choices = tuple(map(str, dict.fromkeys([*self.scope.outlier_prob_choices, *sorted(own)])))
                 default = str(_border(result, side).outlier_prob)
                 chosen = answer(
-                    Question(unit, kind, f"estimator.{side}.outlier_prob"), choices, default if default in choices else choices[0]
+                    SpaceParameter(unit, kind, f"estimator.{side}.outlier_prob"), choices, default if default in choices else choices[0]
                 )
                 result = _refined(result, side, outlier_prob=float(chosen))
             if "aggregator" in scope and kind == ACTIVATIONS and _border(result, side).type not in POOLED_TYPES:
                 now = str(_border(result, side).aggregator)
-                chosen = answer(Question(unit, kind, f"estimator.{side}.aggregator"), schema.AGGREGATORS, now)
+                chosen = answer(SpaceParameter(unit, kind, f"estimator.{side}.aggregator"), schema.AGGREGATORS, now)
                 if chosen != now:
                     result = _refined(result, side, aggregator=chosen)
         return result

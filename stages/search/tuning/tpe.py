@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from stages.search.candidates import digest
-from stages.search.tuning.space import Proposal, Question, Space
+from stages.search.tuning.space import Proposal, Space, SpaceParameter
 
 if TYPE_CHECKING:
     import optuna
@@ -26,7 +26,7 @@ TPE, RANDOM = "tpe", "random"
 
 
 @dataclass(frozen=True)
-class Told:
+class TrialOutcome:
     """What the sampler learns of a trial.
 
     Attributes:
@@ -70,10 +70,10 @@ class Proposer:
 
     def __init__(self, space: Space, settings: Settings, identity: Callable[[Proposal], str]) -> None:
         self._space, self._settings, self._identity = space, settings, identity
-        self._told: list[Told] = []  # what the study holds
+        self._record_step: list[TrialOutcome] = []  # what the study holds
         self._study: optuna.Study | None = None
 
-    def propose(self, told: Sequence[Told], count: int, known: Collection[str]) -> list[Proposal]:
+    def propose(self, told: Sequence[TrialOutcome], count: int, known: Collection[str]) -> list[Proposal]:
         """Up to `count` proposals that are not known yet; fewer where the space holds no more.
 
         Args:
@@ -99,14 +99,14 @@ class Proposer:
             study.tell(number, state=TrialState.FAIL)
         return list(found.values())
 
-    def _study_of(self, told: Sequence[Told], seed: int) -> optuna.Study:
+    def _study_of(self, told: Sequence[TrialOutcome], seed: int) -> optuna.Study:
         """A study of these trials, with a sampler that knows nothing else."""
-        if self._study is None or list(told[: len(self._told)]) != self._told:
-            self._study, self._told = _empty_study(), []
-        for entry in told[len(self._told) :]:
+        if self._study is None or list(told[: len(self._record_step)]) != self._record_step:
+            self._study, self._record_step = _empty_study(), []
+        for entry in told[len(self._record_step) :]:
             constraints = None if entry.excess is None else {"accuracy": entry.excess}
             self._study.add_trial(_trial(self._space, entry.proposal, value=entry.loss, constraints=constraints))
-            self._told.append(entry)
+            self._record_step.append(entry)
         self._study.sampler = _sampler(self._settings, seed)
         return self._study
 
@@ -119,7 +119,7 @@ class Proposer:
             drawn = trial.relative_params  # once: each look at them is a deep copy
 
             def answer(
-                question: Question, choices: tuple[str, ...], _: str, trial: optuna.Trial = trial, drawn: dict[str, Any] = drawn
+                question: SpaceParameter, choices: tuple[str, ...], _: str, trial: optuna.Trial = trial, drawn: dict[str, Any] = drawn
             ) -> str:
                 value = drawn.get(question.name)
                 return str(value if value in choices else trial.suggest_categorical(question.name, choices))
@@ -168,7 +168,7 @@ def _trial(space: Space, proposal: Proposal, **known: Any) -> optuna.trial.Froze
 
     distributions: dict[str, BaseDistribution] = {}
 
-    def answer(question: Question, choices: tuple[str, ...], default: str) -> str:
+    def answer(question: SpaceParameter, choices: tuple[str, ...], default: str) -> str:
         distributions[question.name] = CategoricalDistribution(choices)
         return proposal.get(question.name, default)
 

@@ -15,7 +15,7 @@ from stages.quantization.model.graph import read_graph
 from stages.quantization.placement import kernel_faults
 from stages.quantization.placement.kernel_faults import FAULTS, RUN_ON_CPU, Only, known_faults
 from stages.quantization.placement.plan import Plan, plan_from_json, plan_to_json
-from stages.quantization.planning import make_offer
+from stages.quantization.planning import make_plan_options
 from stages.runtime.kernel_faults import ZERO_POINTS_IN_BF16, installed, release
 from tests.quantization.quantizing import plan_of
 from tests.quantization.reference_runs import target
@@ -66,7 +66,7 @@ def test_a_constant_on_the_left_stays_in_floating_point(shape: tuple[int, ...], 
 
 
 def test_a_search_is_not_offered_what_goes_wrong() -> None:
-    offer = make_offer(read_graph(right(2, 8, 5, of=(2, 6, 8))), target(), schema.Quantization(preset="mixed"))
+    offer = make_plan_options(read_graph(right(2, 8, 5, of=(2, 6, 8))), target(), schema.Quantization(preset="mixed"))
     offered = {entry.kind: {other.scheme.mode for other in offer.schemes[entry.name]} for entry in offer.plan.quantizers}
     assert offered == {"weights": {"symmetric"}, "activations": {"symmetric", "asymmetric"}}
 

@@ -15,7 +15,7 @@ from stages.quantization.solution.tuned import Tuned
 from stages.search.problem import Problem
 from stages.search.reversion import setup
 from stages.search.reversion.budget import divide
-from stages.search.reversion.setup import make_budget, mixed_candidate, posed, start
+from stages.search.reversion.setup import accuracy_problem, make_budget, mixed_candidate, start
 from stages.search.setup import Base
 from tests.built import config as built_config
 from tests.quantization.reference_runs import composed
@@ -102,15 +102,15 @@ def test_calibration_samples_are_loaded_where_biases_may_be_found_with_them(prob
         config(tune_hyperparams=True),
         dataclasses.replace(config(), correction_engine=Engine()),
     ):
-        assert posed(settings) is problem
+        assert accuracy_problem(settings) is problem
     assert asked == [False, False, True, True]
 
 
 def test_minmax_forgets_what_layerwise_tuning_found(problem: Problem, monkeypatch: pytest.MonkeyPatch) -> None:
     tuned = dataclasses.replace(problem, tuned=Tuned(), key="tuned")
     monkeypatch.setattr(setup, "make_problem", lambda config, calibration: tuned)
-    assert posed(config()) is tuned
-    plain = posed(config(base_algorithm="MinMaxQuantization"))
+    assert accuracy_problem(config()) is tuned
+    plain = accuracy_problem(config(base_algorithm="MinMaxQuantization"))
     assert plain.tuned is None and plain.key != tuned.key
 
 

@@ -6,7 +6,7 @@ import pytest
 
 from stages.configuration import schema
 from stages.quantization.model.graph import read_graph
-from stages.quantization.planning import make_offer
+from stages.quantization.planning import make_plan_options
 from stages.search.problem import Problem
 from stages.search.tuning.search import Search
 from stages.search.tuning.space import Space
@@ -25,7 +25,7 @@ def problem() -> Problem:
 def space(problem: Problem) -> Space:
     graph = read_graph(problem.model())
     return Space(
-        make_offer(graph, target(), schema.Quantization()),
+        make_plan_options(graph, target(), schema.Quantization()),
         schema.TuneSpace(tuning_scope=["layer", "mode"]),
         [node.name for node in graph.nodes],
     )

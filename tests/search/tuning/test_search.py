@@ -25,7 +25,7 @@ from stages.search.tuning.history import History
 from stages.search.tuning.objective import Score, Target
 from stages.search.tuning.search import CONSTRAINED, FULL, POT_LOSS, Search, Trial, exclusions, shuffled
 from stages.search.tuning.space import FLOAT, Proposal, Space
-from stages.search.tuning.tpe import Proposer, Told
+from stages.search.tuning.tpe import Proposer, TrialOutcome
 from tests.search.tuning.searching import GOAL, SAMPLES, Counting, ended, outline, searching, starts
 
 # ------------------------------------------------------------------------------------------------ trials
@@ -65,7 +65,7 @@ def test_going_on_with_more_trials_is_the_same_as_all_at_once(problem: Problem, 
     with searching(problem, space, tmp_path / "a", replace(GOAL, max_trials=4)) as search:
         search.run(starts(search), lambda: history.save(search.trials, space, search.candidate))
     with searching(problem, space, tmp_path / "b", submit=counting) as search:
-        search.go_on_from(history.load(space, search.candidate))
+        search.resume_from(history.load(space, search.candidate))
         search.run(starts(search))
     assert outline(search) == outline(finished)
     assert len(counting.tasks) == 4
@@ -153,9 +153,9 @@ def test_stop_error_and_the_budget_reach_the_evaluation(problem: Problem, space:
 def test_the_sampler_learns_of_the_constraint_where_there_is_one(
     problem: Problem, space: Space, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, objective: str
 ) -> None:
-    told: list[Told] = []
+    told: list[TrialOutcome] = []
 
-    def propose(proposer: Proposer, trials: list[Told], count: int, known: set[str]) -> list[Proposal]:
+    def propose(proposer: Proposer, trials: list[TrialOutcome], count: int, known: set[str]) -> list[Proposal]:
         told.extend(trials)
         return []
 
@@ -163,7 +163,7 @@ def test_the_sampler_learns_of_the_constraint_where_there_is_one(
     search = ended(problem, space, tmp_path, objective=objective)
     assert search.ended == "there is nothing else to try in the space"
     beyond = [trial.score.accuracy_loss - 0.05 if objective == CONSTRAINED else None for trial in search.trials]
-    assert told == [Told(trial.proposal, trial.loss, excess) for trial, excess in zip(search.trials, beyond, strict=True)]
+    assert told == [TrialOutcome(trial.proposal, trial.loss, excess) for trial, excess in zip(search.trials, beyond, strict=True)]
 
 
 def test_objectives_differ(problem: Problem, space: Space, finished: Search, tmp_path: Path) -> None:

@@ -17,8 +17,8 @@ from stages.common.errors import ConfigError, UserError
 from stages.configuration import schema
 from stages.quantization.model.graph import read_graph
 from stages.quantization.placement.plan import Plan
-from stages.quantization.planning import make_offer, make_plan
-from stages.search.tuning.space import FLOAT, QUANTIZED, Proposal, Question, Space
+from stages.quantization.planning import make_plan, make_plan_options
+from stages.search.tuning.space import FLOAT, QUANTIZED, Proposal, Space, SpaceParameter
 from tests.quantization.reference_runs import target
 from tests.quantization.small import constant, convolution, model, named, parameter
 from tests.quantization.small import random as weights
@@ -36,7 +36,7 @@ def space(
 ) -> Space:
     """The space of a model; `scope`: keys of schema.TuneSpace."""
     graph = read_graph(net or small_model())
-    offer = make_offer(graph, target(device), schema.Quantization(**config or {}))
+    offer = make_plan_options(graph, target(device), schema.Quantization(**config or {}))
     return Space(offer, schema.TuneSpace(**scope), [node.name for node in graph.nodes], best)
 
 
@@ -45,7 +45,7 @@ def choices(tested: Space) -> dict[str, tuple[str, ...]]:
     return {question.name: offered for question, offered, _ in tested.parameters()}
 
 
-def drawn(seed: int) -> Callable[[Question, tuple[str, ...], str], str]:
+def drawn(seed: int) -> Callable[[SpaceParameter, tuple[str, ...], str], str]:
     generator = random.Random(seed)
     return lambda question, offered, default: generator.choice(offered)
 
@@ -321,7 +321,7 @@ def test_products_are_never_listed() -> None:
     for index in range(60):
         node = named(op.relu(convolution(node, weights(8, 8, 1, 1, seed=index), f"conv{index}")), f"relu{index}")
     graph = read_graph(model(named(op.reduce_mean(node, constant([2, 3], "axes", np.int64), keep_dims=False), "pool"), source))
-    offer = make_offer(graph, target("template"), schema.Quantization())
+    offer = make_plan_options(graph, target("template"), schema.Quantization())
     tracemalloc.start()
     started = time.process_time()
     tested = Space(offer, schema.TuneSpace(**FULL_SCOPE), [node.name for node in graph.nodes])

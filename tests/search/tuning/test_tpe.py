@@ -8,7 +8,7 @@ import pytest
 
 from stages.search.candidates import Candidate, candidate_key
 from stages.search.tuning.space import FLOAT, Proposal, Space
-from stages.search.tuning.tpe import RANDOM, TPE, Proposer, Settings, Told
+from stages.search.tuning.tpe import RANDOM, TPE, Proposer, Settings, TrialOutcome
 from tests.search.tuning.test_space import FULL_SCOPE, space
 
 
@@ -16,9 +16,11 @@ def identity(tested: Space) -> Any:
     return lambda proposal: candidate_key(Candidate(tested.plan(proposal)))
 
 
-def searched(tested: Space, loss: Any, count: int, settings: Settings, batch: int = 1, told: list[Told] | None = None) -> list[Told]:
+def searched(
+    tested: Space, loss: Any, count: int, settings: Settings, batch: int = 1, told: list[TrialOutcome] | None = None
+) -> list[TrialOutcome]:
     """The trials of a search with a given objective, the base first."""
-    told = list(told or [Told(tested.base_proposal(), loss(tested.base_proposal()))])
+    told = list(told or [TrialOutcome(tested.base_proposal(), loss(tested.base_proposal()))])
     known = {identity(tested)(entry.proposal) for entry in told}
     proposer = Proposer(tested, settings, identity(tested))
     while len(told) < count:
@@ -26,7 +28,7 @@ def searched(tested: Space, loss: Any, count: int, settings: Settings, batch: in
         if not found:
             break
         known |= {identity(tested)(proposal) for proposal in found}
-        told += [Told(proposal, loss(proposal)) for proposal in found]
+        told += [TrialOutcome(proposal, loss(proposal)) for proposal in found]
     return told
 
 
@@ -85,13 +87,13 @@ def test_settings_decide(tested: Space, other: Settings) -> None:
 def test_first_proposals_are_random_until_the_initial_points_are_there(tested: Space) -> None:
     told = searched(tested, mistakes, 6, Settings(5, n_initial_point=6))
     known = {identity(tested)(entry.proposal) for entry in told}
-    flat = [Told(entry.proposal, 0.0) for entry in told]
+    flat = [TrialOutcome(entry.proposal, 0.0) for entry in told]
 
-    def next_one(history: list[Told], n_initial_point: int) -> list[Proposal]:
+    def next_one(history: list[TrialOutcome], n_initial_point: int) -> list[Proposal]:
         return Proposer(tested, Settings(5, n_initial_point=n_initial_point), identity(tested)).propose(history, 1, known)
 
     assert next_one(told, 7) == next_one(flat, 7)  # what was found does not matter yet
-    assert next_one(told, 6) != next_one([Told(entry.proposal, -entry.loss) for entry in told], 6)
+    assert next_one(told, 6) != next_one([TrialOutcome(entry.proposal, -entry.loss) for entry in told], 6)
 
 
 def test_constraint_is_kept_away_from(tested: Space) -> None:
@@ -101,11 +103,11 @@ def test_constraint_is_kept_away_from(tested: Space) -> None:
         return sum(choice == FLOAT for name, choice in proposal.items() if name.endswith("quantize"))
 
     def mean(constrained: bool) -> float:
-        told = [Told(tested.base_proposal(), 0.0, -1.0 if constrained else None)]
+        told = [TrialOutcome(tested.base_proposal(), 0.0, -1.0 if constrained else None)]
         while len(told) < 30:
             known = {identity(tested)(entry.proposal) for entry in told}
             (proposal,) = Proposer(tested, Settings(2), identity(tested)).propose(told, 1, known)
-            told.append(Told(proposal, -float(layers(proposal)), layers(proposal) - 1.5 if constrained else None))
+            told.append(TrialOutcome(proposal, -float(layers(proposal)), layers(proposal) - 1.5 if constrained else None))
         return sum(layers(entry.proposal) for entry in told[-12:]) / 12
 
     assert mean(True) < mean(False) - 0.5
