@@ -63,6 +63,7 @@ def main(config: Config) -> dict[str, Any]:
     opened.update(str(path.absolute()) for dataset in datasets.values() for path in sets.declared_files(dataset))
     notes = [f"{key}: {note}" for key, dataset in datasets.items() for note in sets.notes_of(dataset)]
     notes += sets.label_notes(calibrating, validating)
+    notes += sets.state_notes(bool(model.get_sinks()), config.data.streams)
     for note in notes:
         print(f"{NAME}: {note}", file=sys.stderr)
     known = {own.inputs for own in calibrating}

@@ -114,7 +114,7 @@ def test_requests_finish_in_the_order_of_their_start() -> None:
     alone = model.create_infer_request()
     expected = []
     for image in images:
-        infer_once(alone, {0: image})
+        infer_once(alone, {0: image}, reset=False)
         expected.append(alone.output_tensors[0].data.copy())
     pool = Requests(model, 3)
     assert (len(pool), pool.running) == (3, 0)

@@ -330,6 +330,55 @@ def test_what_a_data_set_says_of_itself(workspace: Path, capsys: pytest.CaptureF
         assert all(f"prepare: {note}\n" in capsys.readouterr().err for note in notes)
 
 
+class Recordings:
+    """Rows, of which every six are parts of one recording."""
+
+    def __len__(self) -> int:
+        return 20
+
+    def __getitem__(self, index: int) -> Any:
+        return np.full((1, 4), index, np.float32), index % 3
+
+    def stream(self, index: int) -> str:
+        return f"recording {index // 6}"
+
+
+def stateful() -> ov.Model:
+    x = operations.parameter([1, 4], np.float32, name="x")
+    state = operations.read_value(np.zeros((1, 4), np.float32), "state", ov.Type.f32, ov.PartialShape([1, 4]))
+    total = operations.add(x, state)
+    return models.named(ov.Model([operations.result(total)], [operations.assign(total, "state")], [x]))
+
+
+def test_parts_of_streams_are_written_and_read(workspace: Path) -> None:
+    ov.serialize(stateful(), "net.xml")
+    section = {"_target_": f"{__name__}.Recordings"}
+    alone = config(ERROR, calibration=section, calibration_size=8)
+    (note,) = prepare.main(alone)["notes"]
+    assert note.startswith("the model keeps a state, with whose initial value every sample begins")
+    before = read_json("build/prepare/dataset.json")
+    assert samples.validation_samples(alone)[0].part is None
+    asked = config(ERROR, calibration=section, calibration_size=8, streams=True)
+    assert prepare.main(asked)["notes"] == []
+    described = read_json("build/prepare/dataset.json")
+    assert [entry["stream"][-1] for entry in described["calibration"]["samples"]] == list("00000011")
+    # What is computed for them is another thing, though the samples are the same.
+    assert described["validation"]["sha256"] != before["validation"]["sha256"]
+    found = samples.validation_samples(asked)  # from 8 on: the recording that the calibration samples begin is cut
+    parts = [sample.part for sample in found]
+    assert [part and (part.first, part.position) for part in parts] == [
+        *((0, position) for position in range(4)),
+        *((4, position) for position in range(4, 10)),
+        *((10, position) for position in range(10, 12)),
+    ]
+
+
+def test_one_stream_where_a_data_set_names_none(workspace: Path) -> None:
+    asked = config(calibration_size=12, streams=True)
+    assert prepare.main(asked)["notes"] == ["data.streams changes nothing: the model keeps no state"]
+    assert {sample.part.first for sample in samples.calibration_samples(asked) if sample.part} == {0}
+
+
 # ------------------------------------------------------------------------------------------------ as a stage
 
 PARAMS = """\

@@ -126,6 +126,8 @@ def _check_data(config: Config) -> None:
     subset, size = config.quantization.stat_subset_size, data.calibration_size
     if subset is not None and size is not None and subset > size:
         raise refused("quantization.stat_subset_size", subset, f"at most data.calibration_size, which is {size}, or null for all")
+    if data.streams and data.shuffle:
+        raise refused("data.shuffle", True, "false with data.streams, whose samples stay in order")
 
 
 def _check_metric(config: Config) -> None:

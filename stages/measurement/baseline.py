@@ -23,6 +23,7 @@ from stages.runtime.metrics import Metric
 
 FOLDER = artifacts.BUILD / ".baseline"  # no artifact: DVC knows nothing of it, and it may be removed at any time
 CANDIDATE = "int8"
+RUNS = "samples with a fresh state"  # how, where that has changed
 
 Values = dict[str, dict[str, NDArray[np.float64]]]
 
@@ -65,6 +66,7 @@ def baseline_key(config: Config, metrics: Iterable[Metric]) -> str:
     prepare = artifacts.folder("prepare")
     code = {getattr(sys.modules.get(kind.__module__), "__file__", None) for metric in metrics for kind in type(metric).__mro__}
     identity: list[Any] = [
+        RUNS,
         [artifacts.file_sha256(prepare / name) for name in ("model.xml", "model.bin")],
         artifacts.read_json(prepare / "dataset.json")["validation"]["sha256"],
         list(config.metric.items()),

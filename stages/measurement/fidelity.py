@@ -193,7 +193,7 @@ def _references(
     exact = _compiled(with_outputs(written_out(model, shift), places), settings, "f32")
     shifts = [np.array(value, np.float32) for value in (0.0, SHIFT, -SHIFT)]
     # A request each: they may have a state.
-    runs = [engine.infer(exact, [Sample({**sample.inputs, "shift": value}) for sample in samples], 1) for value in shifts]
+    runs = [engine.infer(exact, [sample.with_input("shift", value) for sample in samples], 1) for value in shifts]
     rough = None
     if precision != "f32":
         rough = engine.infer(_compiled(with_outputs(written_out(model), places), settings, precision), samples, 1)

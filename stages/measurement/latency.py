@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from stages.configuration.schema import Engine
 from stages.runtime.engine import compile, int8_precision
-from stages.runtime.requests import Inputs, Requests, infer_once
+from stages.runtime.requests import Inputs, Requests, infer_once, keeps_state
 
 BLOCK_SECONDS = 0.02
 LONGEST_BLOCK = 100
@@ -216,7 +216,8 @@ def latency(
 
     def runner(model: ov.CompiledModel) -> Callable[[], object]:
         request = model.create_infer_request()
-        return lambda: infer_once(request, inputs)
+        stateful = keeps_state(request)
+        return lambda: infer_once(request, inputs, reset=stateful)
 
     return interleave({name: runner(model) for name, model in models.items()}, seconds, enough)
 
@@ -280,10 +281,11 @@ def node_times(model: ov.CompiledModel, inputs: Inputs, seconds: float, fewest: 
         the model is compiled, such as the conversion of stored weights: the runtime's graph has times for them, profiles do not.
     """
     request = model.create_infer_request()
+    stateful = keeps_state(request)
     end = time.perf_counter() + seconds
     count = 0
     while count < fewest or time.perf_counter() < end:
-        infer_once(request, inputs)
+        infer_once(request, inputs, reset=stateful)
         count += 1
     profiled = {entry.node_name for entry in request.profiling_info}
     nodes = model.get_runtime_model().get_ordered_ops()

@@ -15,7 +15,7 @@ import openvino as ov
 from stages.common.errors import UserError
 from stages.common.user_code import user_code
 from stages.configuration.schema import Engine
-from stages.runtime.datasets import Sample
+from stages.runtime.datasets import Part, Sample
 from stages.runtime.kernel_faults import ZERO_POINTS_IN_BF16
 from stages.runtime.metric_values import check_scores, metric_value, numbers, shown
 from stages.runtime.metrics import Metric
@@ -131,28 +131,65 @@ def has_weight_zero_points(model: ov.Model) -> bool:
 
 
 def infer(compiled: ov.CompiledModel, samples: Iterable[Sample], requests: int = 0) -> Iterator[list[np.ndarray]]:
-    """Run samples through a model; yield each sample's outputs, in the order of the samples.
-
-    Requests run in parallel in OpenVINO's threads; samples are taken and outputs handed out in the caller's thread. An error in
-    either therefore simply propagates, and leaving the loop early waits for the few requests under way.
+    """Run samples through a model; yield each sample's outputs, in the order of the samples: see `Runner.infer`.
 
     Args:
         samples: bound to the model (datasets.Samples). Taken lazily, a few ahead of what is yielded.
         requests: how many samples are under way at once, each with memory of its own for outputs; 0: as many as keep all streams busy.
-
-    Yields:
-        one array per model output. They are views of OpenVINO's memory, valid until the next one is asked for: copy to keep.
     """
-    pool = Requests(compiled, requests)
-    try:
-        for sample in samples:
-            if pool.running == len(pool):
+    return Runner(compiled, requests).infer(samples)
+
+
+class Runner:
+    """Runs samples through a compiled model.
+
+    A model that keeps a state begins each sample with its initial one; a part of a stream with the state that the parts before it
+    leave. These are run first, unless they were the last that was run.
+    """
+
+    def __init__(self, compiled: ov.CompiledModel, requests: int = 0) -> None:
+        self._pool = Requests(compiled, requests)
+        self._done: Part | None = None  # of a stream, the part that the state comes from
+
+    def infer(self, samples: Iterable[Sample]) -> Iterator[list[np.ndarray]]:
+        """Run samples; yield each sample's outputs, in the order of the samples.
+
+        Requests run in parallel in OpenVINO's threads, but for the parts of a stream; samples are taken and outputs handed out in the
+        caller's thread. An error in either therefore simply propagates, and leaving the loop early waits for the few requests under way.
+
+        Yields:
+            one array per model output. They are views of OpenVINO's memory, valid until the next one is asked for: copy to keep.
+        """
+        pool = self._pool
+        try:
+            for sample in samples:
+                if pool.stateful and sample.part is not None:
+                    while pool.running:
+                        yield pool.finish()
+                    yield self._follow(sample, sample.part)
+                    continue
+                self._done = None
+                if pool.running == len(pool):
+                    yield pool.finish()
+                pool.start(_by_index(sample))
+            while pool.running:
                 yield pool.finish()
-            pool.start(dict(enumerate(sample.inputs.values())))
-        while pool.running:
-            yield pool.finish()
-    finally:
-        pool.wait()
+        finally:
+            pool.wait()
+
+    def _follow(self, sample: Sample, part: Part) -> list[np.ndarray]:
+        """The outputs of a sample that follows others."""
+        fresh, before = part.since(self._done)
+        self._done = None  # should something go wrong
+        for earlier in (*before, sample):
+            self._pool.start(_by_index(earlier), fresh=fresh)
+            outputs, fresh = self._pool.finish(), False
+        self._done = part
+        return outputs
+
+
+def _by_index(sample: Sample) -> dict[int, np.ndarray]:
+    return dict(enumerate(sample.inputs.values()))
 
 
 def evaluate_metrics(
@@ -177,11 +214,12 @@ def evaluate_metrics(
         raise ValueError(f"a metric compares with {reference!r}, which is not among the models")
     order = [reference, *(name for name in models if name != reference)] if needs_reference else list(models)
     rows: dict[str, dict[str, list[np.ndarray]]] = {name: {key: [] for key in metrics} for name in models}
+    runners = {name: Runner(models[name]) for name in order}
     remaining = iter(samples)
     while chunk := list(islice(remaining, CHUNK)):
         reference_outputs: list[list[np.ndarray]] = []
         for name in order:
-            for position, outputs in enumerate(infer(models[name], chunk)):
+            for position, outputs in enumerate(runners[name].infer(chunk)):
                 if needs_reference and name == reference:
                     reference_outputs.append([output.copy() for output in outputs])
                 sample = chunk[position]

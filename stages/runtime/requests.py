@@ -27,6 +27,7 @@ class Requests:
         """
         streams = max(1, compiled.get_property("OPTIMAL_NUMBER_OF_INFER_REQUESTS"))
         self._idle = [compiled.create_infer_request() for _ in range(count or 2 * streams)]
+        self.stateful = keeps_state(self._idle[0])
         self._running: deque[tuple[ov.InferRequest, Inputs]] = deque()
 
     def __len__(self) -> int:
@@ -37,9 +38,15 @@ class Requests:
         """How many have been started and not been finished."""
         return len(self._running)
 
-    def start(self, inputs: Inputs) -> None:
-        """Start an idle request; there must be one. The arrays are kept alive until it is finished."""
+    def start(self, inputs: Inputs, *, fresh: bool = True) -> None:
+        """Start an idle request; there must be one. The arrays are kept alive until it is finished.
+
+        fresh: With the model's initial state; else the one that the request finished last has left. Where none runs beside it, that
+            is the request which is started now.
+        """
         request = self._idle.pop()
+        if fresh and self.stateful:
+            request.reset_state()
         request.start_async(dict(inputs), share_inputs=True)
         self._running.append((request, inputs))
 
@@ -63,6 +70,13 @@ class Requests:
             self._idle.append(request)
 
 
-def infer_once(request: ov.InferRequest, inputs: Inputs) -> None:
-    """One inference in the caller's thread; the outputs stay in the request."""
+def keeps_state(request: ov.InferRequest) -> bool:
+    """Whether its model keeps a state from one inference to the next (ReadValue, Assign)."""
+    return bool(request.query_state())
+
+
+def infer_once(request: ov.InferRequest, inputs: Inputs, *, reset: bool) -> None:
+    """One inference in the caller's thread; the outputs stay in the request. reset: Begin with the model's initial state."""
+    if reset:
+        request.reset_state()
     request.infer(dict(inputs), share_inputs=True, share_outputs=True)

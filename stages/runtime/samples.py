@@ -40,7 +40,7 @@ def choose(config: Config, inputs: Sequence[ModelInput]) -> tuple[Samples, Sampl
         validation = _dataset(config, VALIDATION)
         _check_classes(calibration, validation)
         others = _first(_order(len(validation), config, stream=1), data.validation_size, "data.validation_size", "data.validation")
-        return Samples(calibration, inputs, chosen, CALIBRATION), Samples(validation, inputs, others, VALIDATION)
+        return _bound(config, calibration, inputs, chosen, CALIBRATION), _bound(config, validation, inputs, others, VALIDATION)
     if size is None:
         size = min(DEFAULT_CALIBRATION_SIZE, len(order))
     chosen = _first(order, size, "data.calibration_size", "data.calibration")
@@ -54,7 +54,22 @@ def choose(config: Config, inputs: Sequence[ModelInput]) -> tuple[Samples, Sampl
             )
         # Unused samples first; then the calibration samples serve twice.
         left = _first([*left, *chosen], data.validation_size, "data.validation_size", "data.calibration")
-    return Samples(calibration, inputs, chosen, CALIBRATION), Samples(calibration, inputs, left[: data.validation_size], VALIDATION)
+    left = left[: data.validation_size]
+    return _bound(config, calibration, inputs, chosen, CALIBRATION), _bound(config, calibration, inputs, left, VALIDATION)
+
+
+def _bound(config: Config, dataset: Dataset, inputs: Sequence[ModelInput], indices: Sequence[int], name: str) -> Samples:
+    streams = [_stream(dataset, index, name) for index in indices] if config.data.streams else None
+    return Samples(dataset, inputs, indices, name, streams=streams)
+
+
+def _stream(dataset: Dataset, index: int, name: str) -> str:
+    """What a data set calls the stream that a sample is a part of; without a method `stream` there is one."""
+    stream = offered(dataset, "stream", index)
+    if stream is None:
+        return ""
+    with user_code(f"{name} sample {index}: stream({index}) of {type(dataset).__name__}"):
+        return str(stream(index))
 
 
 def declared_files(dataset: Dataset) -> list[Path]:
@@ -74,6 +89,13 @@ def notes_of(dataset: Dataset) -> list[str]:
         return []
     with user_code(f"notes of {type(dataset).__name__}"):
         return [str(note) for note in method()]
+
+
+def state_notes(stateful: bool, streams: bool) -> list[str]:
+    """What a user should know of a model that keeps a state from one inference to the next, or of one that does not."""
+    if stateful and not streams:
+        return ["the model keeps a state, with whose initial value every sample begins; data.streams: true lets it go on in samples' order"]
+    return ["data.streams changes nothing: the model keeps no state"] if streams and not stateful else []
 
 
 def label_notes(calibration: Sequence[Identity], validation: Sequence[Identity]) -> list[str]:
@@ -96,11 +118,12 @@ def describe(samples: Samples, identities: Sequence[Identity]) -> dict[str, Any]
     digest = hashlib.sha256()
     entries = []
     for position, (index, own) in enumerate(zip(samples.indices, identities, strict=True)):
-        digest.update(f"{own.inputs} {own.target}\n".encode())
+        streamed = {} if samples.streams is None else {"stream": samples.streams[position]}
+        digest.update(f"{own.inputs} {own.target}{''.join(f' stream {name}' for name in streamed.values())}\n".encode())
         label = samples.own_label(position)
         named = {} if label is None else {"label": label}
         target = {} if own.target is None else {"target": own.target}
-        entries.append({"index": index, **named, "sha256": own.inputs, **target})
+        entries.append({"index": index, **named, "sha256": own.inputs, **target, **streamed})
     return {"count": len(entries), "sha256": digest.hexdigest(), "samples": entries}
 
 
@@ -134,7 +157,9 @@ def _prepared(config: Config, name: str) -> Samples:
     indices = [entry["index"] for entry in entries]
     if len(dataset) <= max(indices):
         raise UserError(f"data.{name} now has {len(dataset)} samples, fewer than in the stage `prepare`: run `dvc repro --force prepare`")
-    return Samples(dataset, inputs, indices, name, [Identity(entry["sha256"], entry.get("target")) for entry in entries])
+    expected = [Identity(entry["sha256"], entry.get("target")) for entry in entries]
+    streams = [entry["stream"] for entry in entries] if config.data.streams else None
+    return Samples(dataset, inputs, indices, name, expected, streams)
 
 
 def _dataset(config: Config, name: str) -> Dataset:

@@ -191,6 +191,18 @@ def _evaluate_metrics(problem: Problem, model: ov.Model, task: Task) -> tuple[Ro
 
 def _rows(problem: Problem, compiled: ov.CompiledModel, positions: Sequence[int]) -> Generator[dict[str, NDArray[np.float64]], None, None]:
     """Each position's row [k] of every metric."""
+    if problem.samples.streams is None:
+        yield from _rows_in_order(problem, compiled, positions)
+        return
+    # Parts of streams in another order would all have to be run from the beginning of theirs.
+    order = sorted(positions)
+    found = dict(zip(order, _rows_in_order(problem, compiled, order), strict=True))
+    yield from (found[position] for position in positions)
+
+
+def _rows_in_order(
+    problem: Problem, compiled: ov.CompiledModel, positions: Sequence[int]
+) -> Generator[dict[str, NDArray[np.float64]], None, None]:
     compares = any(metric.uses_reference for metric in problem.metrics.values())
     references = problem.references(positions) if compares else None
     sent, kept = tee(problem.chosen(positions))

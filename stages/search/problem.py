@@ -135,13 +135,13 @@ class _Memory:
         with self._lock:
             if self._fp32 is None:
                 self._fp32 = engine.compile(self.model(), self._problem.engine, "f32")
-        first = 0
+        first, runner = 0, engine.Runner(self._fp32)
         while first < len(positions):
             chunk = positions[first : first + engine.CHUNK]
             first += len(chunk)
             missing = [position for position in chunk if position not in self._references]
             fresh: dict[int, list[NDArray[Any]]] = {}
-            for position, outputs in zip(missing, engine.infer(self._fp32, self.samples(missing)), strict=True):
+            for position, outputs in zip(missing, runner.infer(self.samples(missing)), strict=True):
                 fresh[position] = [output.copy() for output in outputs]
                 if self._fits("references", fresh[position]):
                     self._references[position] = fresh[position]

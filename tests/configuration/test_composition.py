@@ -58,6 +58,7 @@ MISTAKES: dict[str, tuple[str, tuple[str, ...], tuple[str, ...]]] = {
         EXAMPLE,
         ("quantization.stat_subset_size", "300", "data.calibration_size, which is 200"),
     ),
+    "streams out of order": ("data: {streams: true, shuffle: true}", EXAMPLE, ("data.shuffle", "true", "false with data.streams")),
     "unknown argument of a class": ("data: {calibration: {cuont: 3}}", EXAMPLE, ("data.calibration.cuont", "3", "did you mean 'count'")),
     "required argument missing": (
         "data: {validation: {_target_: stages.runtime.datasets.Arrays}}",
@@ -270,7 +271,7 @@ def test_defaults_in_conf_are_those_of_the_schema(resolve: Resolve) -> None:
         assert getattr(composed, section) == getattr(Config(), section), section
     assert dataclasses.replace(composed.evaluate, primary_metric=None) == Config().evaluate
     data = yaml.safe_load(Path("conf/data/arrays.yaml").read_text())
-    shared = {"validation", "calibration_size", "validation_size", "shuffle", "allow_overlap"}
+    shared = {"validation", "calibration_size", "validation_size", "shuffle", "allow_overlap", "streams"}
     assert {key: data[key] for key in shared} == {key: dataclasses.asdict(Config())["data"][key] for key in shared}
 
 

@@ -24,10 +24,12 @@ from tests.quantization.reference_runs import core, target
 
 
 def infer(tested: ov.Model, samples: Iterable[Any]) -> Iterator[list[np.ndarray]]:
-    """The outputs for each sample, in f32: an array, or arrays by input name."""
-    compiled = core().compile_model(tested, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    """The outputs for each sample, in f32: an array, or arrays by input name. A state begins afresh for each."""
+    request = core().compile_model(tested, "CPU", {"INFERENCE_PRECISION_HINT": "f32"}).create_infer_request()
     for sample in samples:
-        yield [np.array(value) for value in compiled(sample if isinstance(sample, dict) else [sample]).values()]
+        if tested.get_sinks():
+            request.reset_state()
+        yield [np.array(value) for value in request.infer(sample if isinstance(sample, dict) else [sample]).values()]
 
 
 def tensor(tested: ov.Model, name: str, samples: Iterable[Any], port: int = 0) -> list[np.ndarray]:

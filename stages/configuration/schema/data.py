@@ -34,3 +34,8 @@ class Data:
     validation_size: int | None = param(None, "how many samples go to validation; null: all that are left", low=1)
     shuffle: bool = param(False, "draw the samples at random (by `seed`) instead of taking the first ones")
     allow_overlap: bool = param(False, "let calibration and validation share samples instead of stopping")
+    streams: bool = param(
+        False,
+        "samples are parts of streams, in order: a model that keeps a state (ReadValue, Assign) begins each with the one that the part"
+        " before it leaves, where the data set's method stream(index) gives the same name; false: each sample with the initial state",
+    )

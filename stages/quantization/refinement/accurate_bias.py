@@ -36,6 +36,7 @@ from stages.runtime.datasets import Sample
 
 Array = NDArray[np.float64]
 
+STREAMS = "a state goes on in streams, where layers cannot be run one by one"
 SHARE = 0.2  # of the calibration samples, as POT
 STORED_BYTES = 1 << 29  # of the tensors kept between two levels; while one runs, there are those before and those after it
 
@@ -66,13 +67,11 @@ def accurate_corrections(
         advance: called with the number of layers that are done.
 
     Raises:
-        UserError: the model keeps a state between inferences, or computes values that are not finite.
+        UserError: the model keeps a state and samples are parts of streams, or it computes values that are not finite.
     """
     graph = read_graph(model)
-    if graph.of_type(["ReadValue"]):
-        raise UserError(
-            "the model keeps a state (ReadValue), on which layers cannot be run one by one: set bias_correction.use_fast_bias to true"
-        )
+    if reason := reason_against(model, samples):
+        raise UserError(f"{reason}: set bias_correction.use_fast_bias to true")
     solved = solve(graph, statistics, plan, None, pot_compatible)
     results: dict[str, Correction] = {}
     old: dict[str, Array | None] = {}
@@ -84,7 +83,7 @@ def accurate_corrections(
     advance(len(results))
     if layers:
         run = _Runner(samples[: used_samples(len(samples))], settings or schema.Engine())
-        aligned = aligned_model(model, statistics, plan)
+        aligned = with_initial_state(aligned_model(model, statistics, plan))
         expected = _float_means(aligned, layers, run)
         walk = _walk(aligned, plan, solved, layers, run)
         for level in walk.levels():
@@ -103,6 +102,31 @@ def accurate_corrections(
             walk.finish_level(shifts, [name for name in level if name not in shifts] if pot_compatible else [])
             advance(len(level))
     return [results[name] for name in old]
+
+
+def reason_against(model: ov.Model, samples: Sequence[Sample]) -> str | None:
+    """Why the correction is not possible."""
+    return STREAMS if model.get_sinks() and samples[0].part is not None else None
+
+
+def with_initial_state(model: ov.Model) -> ov.Model:
+    """A copy of a model that has its initial state in place of one that it keeps; the model itself where it keeps none."""
+    if not model.get_sinks():
+        return model
+    clone = model.clone()
+    for node in clone.get_ops():
+        if node.get_type_name() == "ReadValue":
+            initial = node.input_value(0) if node.get_input_size() else _zeros(node)
+            node.output(0).replace(_as(initial, node.get_output_element_type(0)))
+    for sink in clone.get_sinks():
+        clone.remove_sink(sink)
+    return clone
+
+
+def _zeros(node: ov.Node) -> ov.Output:
+    """What a state begins with that the model gives no initial value; a size that is not known is none."""
+    shape = [size.get_length() if size.is_static else 0 for size in node.get_output_partial_shape(0)]
+    return op.constant(np.zeros(shape, np.float32)).output(0)
 
 
 # ------------------------------------------------------------------------------------------------------------- running

@@ -96,14 +96,9 @@ def tune_layers(
         advance: called with the percents of the work that are done.
 
     Raises:
-        UserError: the model keeps a state between inferences, or computes values that are not finite.
+        UserError: the model computes values that are not finite.
     """
     graph = read_graph(model)
-    if graph.of_type(["ReadValue"]):
-        raise UserError(
-            "the model keeps a state (ReadValue), so that samples cannot be run one by one:"
-            " set layerwise_tuning.use_layerwise_tuning to false"
-        )
     chosen = _Chosen(samples, config)
 
     def quantized(tuned: Sequence[TunedLayer]) -> tuple[ov.Model, Solved]:

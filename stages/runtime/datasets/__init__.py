@@ -19,7 +19,7 @@ from stages.runtime.datasets.identities import Identity, identity
 from stages.runtime.datasets.image_folder import ImageFolder
 from stages.runtime.datasets.image_masks import ImageMasks
 from stages.runtime.datasets.inputs import ModelInput, model_inputs
-from stages.runtime.datasets.sample import Dataset, Sample
+from stages.runtime.datasets.sample import Dataset, Part, Sample
 from stages.runtime.datasets.text_lines import TextLines
 
 __all__ = [
@@ -30,6 +30,7 @@ __all__ = [
     "ImageFolder",
     "ImageMasks",
     "ModelInput",
+    "Part",
     "Sample",
     "Samples",
     "TextLines",

@@ -11,7 +11,7 @@ from stages.common.errors import UserError
 from stages.common.user_code import offered, user_code
 from stages.runtime.datasets.identities import Identity, identity
 from stages.runtime.datasets.inputs import ModelInput
-from stages.runtime.datasets.sample import Dataset, Sample
+from stages.runtime.datasets.sample import Dataset, Part, Sample
 
 
 class Samples(Sequence[Sample]):
@@ -31,18 +31,22 @@ class Samples(Sequence[Sample]):
         indices: Sequence[int] | None = None,
         name: str = "data",
         expected: Sequence[Identity] | None = None,
+        streams: Sequence[str] | None = None,
     ) -> None:
         """
         Args:
             indices: which samples of the data set, in which order; by default all.
             name: what to call the set in messages, e.g. "calibration".
             expected: identity of each chosen sample as it was recorded; checked on reading.
+            streams: of which stream each chosen sample is a part; None: each stands alone.
         """
         self.dataset = dataset
         self.inputs = list(inputs)
         self.indices = list(range(len(dataset))) if indices is None else list(indices)
         self.name = name
         self.expected = expected
+        self.streams = streams
+        self._firsts = _firsts(self.indices, streams) if streams is not None else None
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -50,11 +54,14 @@ class Samples(Sequence[Sample]):
     def __getitem__(self, position: Any) -> Any:
         if isinstance(position, slice):
             expected = None if self.expected is None else self.expected[position]
-            return Samples(self.dataset, self.inputs, self.indices[position], self.name, expected)
+            streams = None if self.streams is None else self.streams[position]
+            return Samples(self.dataset, self.inputs, self.indices[position], self.name, expected, streams)
         label = self.label(position)
         with user_code(label):
             item = self.dataset[self.indices[position]]
         sample = checked(item, self.inputs, label)
+        if self._firsts is not None:
+            sample = sample._replace(part=Part(self, self._firsts[position], position))
         if self.expected is not None and identity(sample) != self.expected[position]:
             raise UserError(f"{sample.label} has changed since the stage `prepare`: run `dvc repro --force prepare`, then `dvc repro`")
         return sample
@@ -80,6 +87,15 @@ class Samples(Sequence[Sample]):
             return None
         with user_code(f"{self.name} sample {index}: label({index}) of {type(self.dataset).__name__}"):
             return str(label(index))
+
+
+def _firsts(indices: Sequence[int], streams: Sequence[str]) -> list[int]:
+    """By position, where its stream begins: at another one, and where the data set has samples between that were not chosen."""
+    firsts: list[int] = []
+    for position, (index, stream) in enumerate(zip(indices, streams, strict=True)):
+        goes_on = position > 0 and stream == streams[position - 1] and index == indices[position - 1] + 1
+        firsts.append(firsts[-1] if goes_on else position)
+    return firsts
 
 
 def checked(item: Any, inputs: Sequence[ModelInput], label: str) -> Sample:

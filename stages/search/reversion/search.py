@@ -17,6 +17,7 @@ import numpy as np
 
 from stages.configuration import schema
 from stages.quantization.model.graph import read_graph
+from stages.quantization.refinement.accurate_bias import reason_against
 from stages.search.candidates import Candidate, candidate_key
 from stages.search.evaluator import Outcome, Rows, Task, build_candidate
 from stages.search.reversion.blocks import Block, blocks_of, reverted
@@ -175,12 +176,23 @@ class Reversion:
             )
 
         best, least = state.candidate, lost(self._own(state, positions))
-        for variants in (estimator_variants, lambda found: [other_bias_correction(found)]):
+        for variants in (estimator_variants, lambda found: [self._other_bias_correction(found)]):
             tried = [variant for variant in variants(best) if variant is not None]
             for variant, outcome in zip(tried, self._outcomes([Task(variant, positions) for variant in tried]), strict=True):
                 if lost(outcome.rows) < least:
                     best, least = variant, lost(outcome.rows)
         return state if best is state.candidate else self._replaced(HYPERPARAMETERS, state, self._frozen(best))
+
+    def _other_bias_correction(self, found: Candidate) -> Candidate | None:
+        other, problem = other_bias_correction(found), self.session.problem
+        if other is None or other.bias_correction.use_fast_bias or problem.calibration is None:
+            return other
+        if reason := reason_against(problem.model(), problem.calibration):
+            step = Step(len(self.trace), HYPERPARAMETERS, (), 0, None, False, f"no {other.label}: {reason}")
+            self.trace.append(step)
+            self.notice(step)
+            return None
+        return other
 
     # ---------------------------------------------------------------------------------------------------- reversion
 

@@ -20,7 +20,7 @@ from stages.quantization.refinement import accurate_bias
 from stages.quantization.refinement.accurate_bias import accurate_corrections, used_samples
 from stages.quantization.solution.biases import Correction
 from stages.runtime import engine
-from stages.runtime.datasets import Sample
+from stages.runtime.datasets import Part, Sample
 from tests.quantization import reference_runs
 from tests.quantization.quantizing import plan_of, statistics_of, tensor
 from tests.quantization.small import constant, convolution, images, matmul, model, named, parameter, random
@@ -233,14 +233,33 @@ def test_values_that_are_not_finite_name_layer_and_sample() -> None:
         accurate_corrections(chain(), statistics, plan, ACCURATE, samples(arrays))
 
 
-def test_a_model_with_a_state_is_refused() -> None:
+def with_state(keeps: bool, initial: bool = True) -> ov.Model:
+    """A convolution of the input and of what the last one gave, or of what there is at first."""
     x = parameter(SHAPE)
-    state = op.read_value(x, "state", ov.Type.f32, ov.PartialShape(list(SHAPE)))
-    last = named(op.relu(convolution(op.add(x, state), random(4, 4, 1, 1), bias=random(4) + 3)), "last")
-    tested = ov.Model([op.result(last)], [op.assign(last, "state")], [x])
+    first = [named(op.multiply(x, np.float32(0.5)), "halved") if initial else constant(np.zeros(SHAPE), "nothing")]
+    given = first if initial else []
+    state = named(op.read_value(*given, "state", ov.Type.f32, ov.PartialShape(list(SHAPE))), "state") if keeps else first[0]
+    layers = [convolution(named(op.add(x, state), "sum"), random(4, 4, 1, 1) / 2, "first", random(4) + 3)]
+    last = named(op.relu(convolution(named(op.relu(layers[0]), "relu"), random(4, 4, 1, 1, seed=1) / 2, "second", random(4) + 3)), "last")
+    return ov.Model([op.result(last)], [op.assign(last, "state")] if keeps else [], [x])
+
+
+@pytest.mark.parametrize("initial", [True, False])
+def test_a_state_is_what_it_is_at_first(initial: bool) -> None:
+    kept, plain = (corrections(with_state(keeps, initial), SAMPLES, **COARSE) for keeps in (True, False))
+    assert [entry.name for entry in kept] == ["first", "second"]
+    for one, other in zip(kept, plain, strict=True):
+        assert one.bias is not None and other.bias is not None
+        np.testing.assert_allclose(one.bias, other.bias, rtol=1e-5)
+
+
+def test_streams_are_refused() -> None:
+    tested = with_state(keeps=True)
     statistics, plan = statistics_of(tested, SAMPLES[:1]), plan_of(tested)
-    with pytest.raises(UserError, match="keeps a state"):
-        accurate_corrections(tested, statistics, plan, ACCURATE, samples(SAMPLES[:1]))
+    parts = samples(SAMPLES)
+    parts = [sample._replace(part=Part(parts, 0, position)) for position, sample in enumerate(parts)]
+    with pytest.raises(UserError, match=r"^a state goes on in streams, .*: set bias_correction.use_fast_bias to true$"):
+        accurate_corrections(tested, statistics, plan, ACCURATE, parts)
 
 
 def test_progress_counts_every_layer() -> None:

@@ -184,11 +184,18 @@ def test_weights_in_half_precision() -> None:
         assert np.mean((after - exact) ** 2) < np.mean((before - exact) ** 2)
 
 
-def test_a_model_that_keeps_a_state_is_refused() -> None:
-    x = parameter(SHAPE)
-    state = op.read_value(x, "state", ov.Type.f32, ov.PartialShape(list(SHAPE)))
-    layer = convolution(op.add(state, x), random(4, 4, 1, 1), "conv")
-    tested = ov.Model([op.result(layer)], [op.assign(layer, "state")], [x])
-    samples = [Sample({"x": array}) for array in SAMPLES]
-    with pytest.raises(UserError, match=r"keeps a state \(ReadValue\), .* set layerwise_tuning.use_layerwise_tuning to false"):
-        tune_layers(tested, statistics_of(tested, SAMPLES), plan_of(tested), TUNING, samples)
+@pytest.mark.parametrize("quantized_inputs", [False, True])
+def test_a_model_that_keeps_a_state_learns_as_one_that_has_its_initial_state(quantized_inputs: bool) -> None:
+    """Every sample begins afresh: the state is what the model gives it first."""
+
+    def network(keeps: bool) -> ov.Model:
+        x = parameter(SHAPE)
+        halved = named(op.multiply(x, np.float32(0.5)), "halved")
+        state = op.read_value(halved, "state", ov.Type.f32, ov.PartialShape(list(SHAPE))) if keeps else halved
+        layer = convolution(named(op.add(named(state, "state") if keeps else state, x), "sum"), random(4, 4, 1, 1), "conv")
+        end = named(op.relu(layer), "end")
+        return ov.Model([op.result(end)], [op.assign(end, "state")] if keeps else [], [x])
+
+    config = replace(TUNING, use_only_fp_inputs=not quantized_inputs)
+    kept, plain = (tuned(network(keeps), config=config)[1].layers for keeps in (True, False))
+    assert kept == plain and kept[0].loss_after is not None

@@ -32,7 +32,7 @@ def test_arrays_of_one_input(npz: Callable[..., str]) -> None:
     dataset = Arrays(npz(whatever=x, y=y))
     assert len(dataset) == 5
     for index in range(5):
-        inputs, target, _ = dataset[index]
+        inputs, target, *_ = dataset[index]
         np.testing.assert_array_equal(inputs[""], x[index][None])
         assert target == index
         assert type(target) is int

@@ -46,7 +46,7 @@ def test_inputs_are_what_the_recogniser_expects() -> None:
     lines = TextLines(100, seed=1)
     widths = set()
     for index in range(100):
-        inputs, target, _ = lines[index]
+        inputs, target, *_ = lines[index]
         array = inputs[""]
         assert array.shape == (1, 3, 48, 320)
         assert array.dtype == np.float32
