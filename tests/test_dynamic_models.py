@@ -74,7 +74,8 @@ def test_every_stage(tmp_path: Path) -> None:
 
 INFER_ALONE = """\
 import numpy as np, openvino as ov
-from stages.runtime import engine, latency
+from stages.measurement import latency
+from stages.runtime import engine
 from stages.runtime.datasets import Samples, model_inputs
 from stages.configuration.schema import Engine
 from tests.test_dynamic_models import network

@@ -12,7 +12,8 @@ import pytest
 from openvino import opset13 as op
 
 from stages.configuration.schema import Engine
-from stages.runtime import engine, fidelity, latency
+from stages.measurement import fidelity, latency
+from stages.runtime import engine
 from stages.runtime.datasets import Sample, Samples, model_inputs
 from stages.runtime.metrics import ReferenceError
 from stages.runtime.requests import Requests, infer_once, keeps_state

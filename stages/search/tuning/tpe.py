@@ -70,21 +70,21 @@ class Proposer:
 
     def __init__(self, space: Space, settings: Settings, identity: Callable[[Proposal], str]) -> None:
         self._space, self._settings, self._identity = space, settings, identity
-        self._record_step: list[TrialOutcome] = []  # what the study holds
+        self._studied: list[TrialOutcome] = []  # what the study holds
         self._study: optuna.Study | None = None
 
-    def propose(self, told: Sequence[TrialOutcome], count: int, known: Collection[str]) -> list[Proposal]:
+    def propose(self, trials: Sequence[TrialOutcome], count: int, known: Collection[str]) -> list[Proposal]:
         """Up to `count` proposals that are not known yet; fewer where the space holds no more.
 
         Args:
-            told: The trials so far.
+            trials: The trials so far.
             count: Trials that run in parallel.
             known: Identities that need no trial any more.
         """
         from optuna.trial import TrialState
 
-        seed = int(digest([self._settings.seed, len(told)])[:8], 16)
-        study, chance = self._study_of(told, seed), random.Random(seed)
+        seed = int(digest([self._settings.seed, len(trials)])[:8], 16)
+        study, chance = self._study_of(trials, seed), random.Random(seed)
         found: dict[str, Proposal] = {}
         running: list[int] = []
         while len(found) < count:
@@ -99,14 +99,14 @@ class Proposer:
             study.tell(number, state=TrialState.FAIL)
         return list(found.values())
 
-    def _study_of(self, told: Sequence[TrialOutcome], seed: int) -> optuna.Study:
+    def _study_of(self, trials: Sequence[TrialOutcome], seed: int) -> optuna.Study:
         """A study of these trials, with a sampler that knows nothing else."""
-        if self._study is None or list(told[: len(self._record_step)]) != self._record_step:
-            self._study, self._record_step = _empty_study(), []
-        for entry in told[len(self._record_step) :]:
+        if self._study is None or list(trials[: len(self._studied)]) != self._studied:
+            self._study, self._studied = _empty_study(), []
+        for entry in trials[len(self._studied) :]:
             constraints = None if entry.excess is None else {"accuracy": entry.excess}
             self._study.add_trial(_trial(self._space, entry.proposal, value=entry.loss, constraints=constraints))
-            self._record_step.append(entry)
+            self._studied.append(entry)
         self._study.sampler = _sampler(self._settings, seed)
         return self._study
 
