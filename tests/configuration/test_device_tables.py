@@ -42,7 +42,7 @@ def test_a_model_is_quantized_to_what_the_device_offers(device: str) -> None:
     assert len(inserted) >= len(plan.quantizers)
 
 
-# ------------------------------------------------------------------------------------------- tables (pot_behaviour.md 2.2)
+# ------------------------------------------------------------------------------------------- tables (as POT 2023.3)
 
 A = (Scheme(8, "symmetric"), Scheme(8, "asymmetric"))
 A_CHANNEL = tuple(replace(scheme, granularity="perchannel") for scheme in A)

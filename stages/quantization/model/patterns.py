@@ -7,7 +7,7 @@ A pattern is a few lines of text, one per operation:
 Inputs name earlier lines; `const` is a constant; `_` is anything. Listed inputs of commutative operations match in
 either order, a single listed input on any port; inputs that are not listed are free. A `*` marks the operation: it gets
 no quantizer on its inputs and quantizers do not move up through it. The last line anchors the pattern: matching walks up
-from it. `FC` stands for Convolution (also grouped) or MatMul. (POT's ignored patterns; pot_behaviour.md section 2.4.)
+from it. `FC` stands for Convolution (also grouped) or MatMul. (POT's ignored patterns)
 """
 
 from __future__ import annotations

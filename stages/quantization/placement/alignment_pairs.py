@@ -1,4 +1,4 @@
-"""Pairs of convolutions whose channels can be aligned, and why others cannot (pot_behaviour.md section 6)."""
+"""Pairs of convolutions whose channels can be aligned, and why others cannot (as POT 2023.3)."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def _feeding_layer(second: Node) -> Node | None:
 
 
 def _reason_against(first: Node, second: Node) -> str | None:
-    """Why the channels between two weighted operations are left as they are; pot_behaviour.md section 6 but for the MatMul."""
+    """Why the channels between two weighted operations are left as they are; as POT but for the MatMul."""
     attributes, between = second.attributes(), second.inputs[0]
     if second.type != "Convolution":
         return "the second one is grouped"

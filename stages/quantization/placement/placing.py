@@ -1,6 +1,6 @@
 """Where FakeQuantize nodes go: insertion before quantizable operations, then movement up, merging and removal.
 
-Works on a private copy of the graph view with FakeQuantize nodes in it (pot_behaviour.md sections 2.5 and 2.6).
+Works on a private copy of the graph view with FakeQuantize nodes in it (as POT 2023.3).
 """
 
 from __future__ import annotations

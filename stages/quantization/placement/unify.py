@@ -1,4 +1,4 @@
-"""Tensors that must share one range: what meets in a Concat, and the inputs of recurrent cells (pot_behaviour.md 2.7)."""
+"""Tensors that must share one range: what meets in a Concat, and the inputs of recurrent cells (as POT 2023.3)."""
 
 from __future__ import annotations
 

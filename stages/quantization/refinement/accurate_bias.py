@@ -1,7 +1,7 @@
 """BiasCorrection: walk the layers with inference, and give each the bias that restores its mean output.
 
 Unlike FastBiasCorrection, a layer sees the inputs that the quantized and already corrected layers before it produce, so
-it also makes up for what their corrections leave. Weights are quantized, activations are not (pot_behaviour.md section 7.2).
+it also makes up for what their corrections leave. Weights are quantized, activations are not (as POT 2023.3).
 
 Layers that do not depend on each other are corrected together. The tensors at which such a level ends are kept for every
 sample, and the next level starts from them, so that every operation runs once. Where they would take more than

@@ -1,7 +1,7 @@
 """ActivationChannelAlignment: equalise the ranges of channels between a convolution and the pointwise convolution after it.
 
 Only the outputs of the first convolution are shifted and scaled, so everything that statistics say about the tensor
-between the two follows by arithmetic (pot_behaviour.md section 6).
+between the two follows by arithmetic (as POT 2023.3).
 """
 
 from __future__ import annotations

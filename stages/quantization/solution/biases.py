@@ -1,7 +1,7 @@
 """FastBiasCorrection: give each layer the bias that restores its mean output under quantized weights.
 
 No inference: the mean output of a convolution fed with its mean input is linear in the weights, with each kernel tap
-weighted by the share of output positions at which it falls inside the input (pot_behaviour.md section 7.1).
+weighted by the share of output positions at which it falls inside the input (as POT 2023.3).
 
 The shift is what the mean input makes of the weights' error. POT subtracts what it makes of the quantized weights from
 the measured mean output instead, which adds an error of its own: the mean input is not the whole input.

@@ -1,4 +1,4 @@
-"""From statistics to the range of a FakeQuantize: small pure functions (pot_behaviour.md sections 4 and 5).
+"""From statistics to the range of a FakeQuantize: small pure functions (as POT 2023.3).
 
 All arrays are float64, scalars or one value per channel [C].
 """

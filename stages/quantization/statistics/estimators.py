@@ -1,6 +1,6 @@
 """Range estimators: which statistic of a sample, how samples are combined, and the defaults per scheme.
 
-The tables follow POT (pot_behaviour.md sections 5.2 and 5.3).
+The tables follow POT 2023.3.
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ def aggregate(name: str, values: Array) -> Array:
 
 
 def by_batch(values: Array, type: str, aggregator: str, size: int, samples: NDArray[np.integer] | None = None) -> Array:
-    """What `aggregate` is to combine where every `size` samples in a row are one batch (pot_behaviour.md sections 5.1 and 5.2).
+    """What `aggregate` is to combine where every `size` samples in a row are one batch (as POT 2023.3).
 
     Of a whole tensor [N] a batch has one extreme. Extremes per channel [N, C], and quantiles, are known of each sample, and
     only the mean tells batches apart: it is the mean of their means. The last batch may be smaller, and counts like the others.

@@ -2,7 +2,7 @@
 
 An operation computes in floating point only when none of its inputs is quantized, and a quantizer serves all operations
 that read its tensor. So a block is what hangs together through the two: every operation of it shares a quantizer with
-another one, and all quantizers on its inputs, weights included, belong to it (pot_behaviour.md section 8.2). Operations
+another one, and all quantizers on its inputs, weights included, belong to it (as POT 2023.3). Operations
 that pass quantized data on are no obstacle: a quantizer knows the operations it serves behind them.
 """
 

@@ -1,6 +1,6 @@
 """Other range estimators and the other bias correction, to be tried before a layer is given up (POT's tune_hyperparams).
 
-The grid is POT's (pot_behaviour.md section 8.5), and ranges of least error besides. Only the estimators change: schemes, clipping
+The grid is that of POT 2023.3, and ranges of least error besides. Only the estimators change: schemes, clipping
 values and the estimators of weights stay what was asked for. A symmetric range has the largest magnitude as its border, not the
 largest value, and its lower border, which only decides about the sign, stays as it is.
 """

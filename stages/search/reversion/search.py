@@ -1,6 +1,6 @@
 """Accuracy-aware quantization: give back as few layers as keep the accuracy budget.
 
-Greedy, as POT's (pot_behaviour.md section 8), with what that lacks: the best model so far is kept, a step that makes it worse is
+Greedy, as POT 2023.3, with what that lacks: the best model so far is kept, a step that makes it worse is
 undone and not tried again from where it failed, and layers that turn out not to be needed are quantized again. Steps grow
 while they succeed, so that a model that needs many layers back does not pay an evaluation for each of them; the way back finds
 those that a large step reverted for nothing.

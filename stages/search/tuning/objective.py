@@ -1,6 +1,6 @@
 """What makes one configuration better than another: loss of accuracy, speed, and the share of layers that are quantized.
 
-`pot_loss` is POT's formula (pot_behaviour.md section 11.4); `Budget` says what a loss of accuracy is.
+`pot_loss` is the formula of POT 2023.3; `Budget` says what a loss of accuracy is.
 """
 
 from __future__ import annotations

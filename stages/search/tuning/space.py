@@ -1,4 +1,4 @@
-"""The search space of TunableQuantization: what each layer may choose, and the plan that a choice makes (pot_behaviour.md section 10).
+"""The search space of TunableQuantization: what each layer may choose, and the plan that a choice makes (as POT 2023.3).
 
 Every quantity is a parameter of its own: whether a layer is quantized, and the bits, mode, granularity and range estimator of
 its activations and its weights. Their products are never listed. A parameter that only means something after another one's

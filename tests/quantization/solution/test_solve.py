@@ -82,7 +82,7 @@ def batches(values: np.ndarray) -> list[np.ndarray]:
     return [values[:4], values[4:]]
 
 
-# What POT has of its batches (pot_behaviour.md 5.1, 5.2): statistics of a batch as one tensor; quantiles of its samples.
+# What POT 2023.3 has of its batches: statistics of a batch as one tensor; quantiles of its samples.
 IN_BATCHES: dict[tuple[str, str], Any] = {
     ("abs_max", "mean"): lambda values: np.mean([np.abs(batch).max() for batch in batches(values)]),
     ("max", "mean"): lambda values: np.mean([batch.max() for batch in batches(values)]),

@@ -1,4 +1,4 @@
-"""Aggregators, statistics of constants and tables of estimators against their definitions (pot_behaviour.md 5.2, 5.3)."""
+"""Aggregators, statistics of constants and tables of estimators against their definitions (as POT 2023.3)."""
 
 from __future__ import annotations
 

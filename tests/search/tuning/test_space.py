@@ -122,7 +122,7 @@ def test_pinned_schemes_stay_pinned() -> None:
 
 
 def test_estimator_follows_the_mode() -> None:
-    """POT dropped the choice instead: the default estimators of the modes differ (pot_behaviour.md section 10)."""
+    """POT dropped the choice instead: the default estimators of the modes differ (as POT 2023.3)."""
     tested = space(tuning_scope=["mode"])
     plan = tested.plan({"conv1.activations.mode": "asymmetric", "conv1.weights.mode": "asymmetric"})
     mixed = {
