@@ -8,7 +8,7 @@ import pytest
 
 from stages.common.model_files import external_data, files_of
 
-IMPORTED = Path(__file__).resolve().parent / "imported"
+IMPORTED = Path(__file__).parents[1] / "runtime" / "imported"
 
 
 def entry(name: str, length: bytes | None = None) -> bytes:
