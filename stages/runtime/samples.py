@@ -94,7 +94,10 @@ def notes_of(dataset: Dataset) -> list[str]:
 def state_notes(stateful: bool, streams: bool) -> list[str]:
     """What a user should know of a model that keeps a state from one inference to the next, or of one that does not."""
     if stateful and not streams:
-        return ["the model keeps a state, with whose initial value every sample begins; data.streams: true lets it go on in samples' order"]
+        return [
+            "the model keeps a state, with whose initial value every sample begins, so that its range is what one sample makes of it:"
+            " data.streams: true lets it go on in samples' order"
+        ]
     return ["data.streams changes nothing: the model keeps no state"] if streams and not stateful else []
 
 

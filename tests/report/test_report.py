@@ -215,7 +215,10 @@ def test_settings_that_are_not_at_their_default(workspace: Path) -> None:
     settings = {entry.key: entry for entry in contents(built.config("mixed"), "key").settings}
     assert settings["quantization.preset"].value == "mixed"
     assert settings["quantization.preset"].default == "performance"
-    assert settings["quantization.range_estimator.min.type"].meaning == "statistic of a sample; histogram, percentile and entropy: of all samples together"
+    assert (
+        settings["quantization.range_estimator.min.type"].meaning
+        == "statistic of a sample; histogram, percentile and entropy: of all samples together"
+    )
     assert settings["model.name"].default == "required"
     assert "seed" not in settings and "evaluate.primary_metric" not in settings
     assert "quantization.preset" not in {entry.key for entry in contents(built.config(), "key").settings}
