@@ -119,7 +119,7 @@ def _noise(config: Config, model: Any, data: dict[str, Any], tuned: Tuned | None
     if not config.evaluate.noise_samples:
         return {}
     plan, ranges = plan_from_json(data), ranges_from_json(data)
-    if plan.aligned:
+    if plan.rewrites:
         model = aligned_model(model, load(artifacts.folder("collect_statistics")), plan)
     noise = weight_noise(model, plan, ranges, tuned.weights() if tuned else None)
     activations = ActivationNoise(model, plan, ranges)

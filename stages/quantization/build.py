@@ -16,7 +16,7 @@ from openvino._offline_transformations import compress_quantize_weights_transfor
 from stages.configuration import schema
 from stages.configuration.target_device import WEIGHTS
 from stages.quantization.model.graph import Graph, Node, bias_add, bias_constant_port, constant_value, output_channel_axis, read_graph
-from stages.quantization.placement.plan import Plan, Quantizer, plan_to_json
+from stages.quantization.placement.plan import Plan, Quantizer, Smoothed, plan_to_json
 from stages.quantization.solution.biases import Correction
 from stages.quantization.solution.ranges import Range, fake_quantize, range_json
 from stages.quantization.solution.solve import Solved, range_shape, solve
@@ -48,6 +48,9 @@ def build(
         solved = tuned.fitting(plan).applied(solved)
     for name, value in solved.weights.items():
         _replace_constant(graph.by_name[name], value)
+    for entry in plan.smoothed:
+        if entry.tensor in solved.smoothing:
+            _smooth(graph, entry, solved.smoothing[entry.tensor])
     for quantizer in plan.quantizers:
         if quantizer.kind == WEIGHTS:
             _quantize_weights(graph, quantizer, solved)
@@ -65,7 +68,11 @@ def build(
 
 def _quantize_activation(graph: Graph, quantizer: Quantizer, solved: Solved) -> None:
     source, port = graph.by_name[quantizer.source.name], quantizer.source.port
-    quantized = _fake_quantize(graph, quantizer, solved, source.operation.output(port), source.shapes[port] or ())
+    output = source.operation.output(port)
+    if quantizer.source in solved.smoothing:
+        first = quantizer.consumers[0]
+        output = graph.by_name[first.name].operation.input_value(first.port)
+    quantized = _fake_quantize(graph, quantizer, solved, output, source.shapes[port] or ())
     for place in quantizer.consumers:
         graph.by_name[place.name].operation.input(place.port).replace_source_output(quantized)
 
@@ -81,6 +88,17 @@ def _quantize_weights(graph: Graph, quantizer: Quantizer, solved: Solved) -> Non
     shape = tuple(reader.get_shape())
     stored = _constant(value.reshape(shape), f"{quantizer.name}/constant")
     reader.replace_source_output(_fake_quantize(graph, quantizer, solved, stored, shape, reader.get_element_type()))
+
+
+def _smooth(graph: Graph, smoothed: Smoothed, factors: NDArray[np.float64]) -> None:
+    """Divide the features of a tensor for those that read it with weights; others read it as it is."""
+    source = graph.by_name[smoothed.tensor.name].operation.output(smoothed.tensor.port)
+    inverse = op.constant((1.0 / factors).astype(np.float32), dtype=source.get_element_type())
+    divided = op.multiply(source, inverse)
+    divided.set_friendly_name(graph.unused(f"{smoothed.tensor.name}/smoothed"))
+    inverse.set_friendly_name(f"{divided.get_friendly_name()}/factors")
+    for name in smoothed.readers:
+        graph.by_name[name].operation.input(0).replace_source_output(divided.output(0))
 
 
 def _fake_quantize(
@@ -154,6 +172,8 @@ def quantizers_json(plan: Plan, solved: Solved, preset: str, target_device: str,
     for entry, quantizer in zip(data["quantizers"], plan.quantizers, strict=True):
         entry["levels"] = quantizer.scheme.levels(quantizer.kind)
         entry |= range_json(solved.ranges[quantizer.name], quantizer.doubled)
+    for entry, smoothed in zip(data["smoothed"], plan.smoothed, strict=True):
+        entry["factors"] = solved.smoothing[smoothed.tensor].tolist() if smoothed.tensor in solved.smoothing else None
     return {"preset": preset, "target_device": target_device, "warnings": list(warnings), **data}
 
 

@@ -21,7 +21,7 @@ from openvino import opset13 as operations
 
 from stages.configuration.target_device import ACTIVATIONS, WEIGHTS
 from stages.quantization.build import build
-from stages.quantization.model.graph import OPERATIONS_WITH_WEIGHTS, Graph, Port, bias_add, constant_value, read_graph
+from stages.quantization.model.graph import Graph, Port, constant_value, read_graph
 from stages.quantization.placement.plan import Plan, Quantizer
 from stages.quantization.solution.ranges import Range
 from stages.quantization.solution.solve import dequantized_weights, quantized_constant, range_shape
@@ -31,7 +31,7 @@ LARGEST_SQUARED = 1e12  # the sum of the squares of a billion such numbers is st
 
 
 def aligned_model(model: ov.Model, statistics: Statistics, plan: Plan) -> ov.Model:
-    """The floating-point model after channel alignment, to which the plan's ranges belong; it computes the same."""
+    """The floating-point model after channel alignment and smoothing, to which the plan's ranges belong; it computes the same."""
     return build(model, statistics, replace(plan, quantizers=()))[0]
 
 
@@ -130,10 +130,9 @@ class ActivationNoise:
 
 
 def _read(graph: Graph, quantizer: Quantizer) -> Port:
-    """The tensor that a quantizer is put on: behind the bias that alignment gave to a layer without one."""
-    source = Port(graph.by_name[quantizer.source.name], quantizer.source.port)
-    given = bias_add(source.node) if source.node.type in OPERATIONS_WITH_WEIGHTS else None
-    return source if given is None or given.name in {place.name for place in quantizer.consumers} else Port(given, 0)
+    """The tensor that a quantizer is put on: behind the bias that alignment gave to a layer without one, and behind smoothing."""
+    first = quantizer.consumers[0]
+    return graph.by_name[first.name].inputs[first.port]
 
 
 def _squarable(tensors: Iterable[Any], low: NDArray[np.float32], high: NDArray[np.float32]) -> list[Any]:

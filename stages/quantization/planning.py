@@ -30,6 +30,7 @@ from stages.quantization.placement.kernel_faults import PER_MATRIX, Only
 from stages.quantization.placement.logarithms import before_logarithms
 from stages.quantization.placement.placing import ALREADY_QUANTIZED, Placement, place, served
 from stages.quantization.placement.plan import Float, NotAligned, Place, Plan, Quantizer, TensorName
+from stages.quantization.placement.smoothed_tensors import smoothed_tensors
 from stages.quantization.placement.unify import unified_groups
 from stages.quantization.statistics.estimators import resolve_estimator
 from stages.quantization.statistics.masks import magnitudes, masked_sums, readers_without_range
@@ -84,7 +85,11 @@ def _offer(
     doubled = _saturating_layers(graph, target, config, {second for _, second in aligned})
     quantizers, schemes, refused = _quantizers(placement, target, config, doubled)
     floats = _floats(placement, quantizers, refused) + _in_bodies(graph, target)
-    return PlanOptions(Plan(tuple(quantizers), tuple(floats), aligned, not_aligned, config.stat_batch_size), schemes)
+    smooths = config.use_smooth_quant and config.model_type == "transformer" and not config.pot_compatible
+    smoothed, not_smoothed = smoothed_tensors(graph, quantizers) if smooths else ((), ())
+    return PlanOptions(
+        Plan(tuple(quantizers), tuple(floats), aligned, not_aligned, smoothed, not_smoothed, config.stat_batch_size), schemes
+    )
 
 
 # --------------------------------------------------------------------------------------------------- saturation fix

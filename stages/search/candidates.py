@@ -40,6 +40,7 @@ def candidate_key(candidate: Candidate) -> str:
     identity = {
         "quantizers": sorted(plan["quantizers"], key=lambda entry: entry["name"]),
         "aligned": plan["aligned"],
+        "smoothed": plan["smoothed"],
         "stat_batch_size": plan["stat_batch_size"],
         "bias_correction": dataclasses.asdict(candidate.bias_correction),
         "corrections": None if searched else [(entry.name, entry.bias.tolist()) for entry in corrections or () if entry.bias is not None],

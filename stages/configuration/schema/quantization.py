@@ -79,6 +79,11 @@ class Quantization:
         1, "calibration samples that count as one batch, as POT infers them: one minimum and maximum per batch and tensor", low=1
     )
     use_channel_alignment: bool = param(True, "run ActivationChannelAlignment before quantization")
+    use_smooth_quant: bool = param(
+        True,
+        "with model_type transformer, divide the features of what MatMuls read, and multiply their weights by the same, where that is"
+        " expected to lose less (SmoothQuant)",
+    )
     saturation_fix: str = param(
         "first_layer",
         "halve the weights' range against 16-bit saturation: of the first layers, all, or none",

@@ -83,6 +83,20 @@ class NotAligned:
     reason: str
 
 
+class Smoothed(NamedTuple):
+    """A tensor whose features are scaled into the weights of what reads it."""
+
+    tensor: TensorName
+    readers: tuple[str, ...]
+
+
+class NotSmoothed(NamedTuple):
+    """A tensor that layers with weights read, whose features stay as they are."""
+
+    tensor: TensorName
+    reason: str
+
+
 @dataclass(frozen=True)
 class Plan:
     """All quantizers of a model and everything that stays in floating point."""
@@ -91,7 +105,14 @@ class Plan:
     floats: tuple[Float, ...]
     aligned: tuple[tuple[str, str], ...] = field(default=())  # pairs of operations between which channels are aligned
     not_aligned: tuple[NotAligned, ...] = field(default=())  # pairs that would be but for a reason
+    smoothed: tuple[Smoothed, ...] = field(default=())  # tensors whose features are smoothed where that helps
+    not_smoothed: tuple[NotSmoothed, ...] = field(default=())  # those that would be but for a reason
     stat_batch_size: int = 1  # samples in a row whose statistics of activations count as one batch's
+
+    @property
+    def rewrites(self) -> bool:
+        """Whether the floating-point model is rewritten before it is quantized (`noise.aligned_model`)."""
+        return bool(self.aligned or self.smoothed)
 
 
 def plan_to_json(plan: Plan) -> dict[str, Any]:
@@ -101,6 +122,8 @@ def plan_to_json(plan: Plan) -> dict[str, Any]:
         "float": [asdict(entry) for entry in plan.floats],
         "aligned": [list(pair) for pair in plan.aligned],
         "not_aligned": [asdict(pair) for pair in plan.not_aligned],
+        "smoothed": [{"tensor": list(entry.tensor), "readers": list(entry.readers)} for entry in plan.smoothed],
+        "not_smoothed": [{"tensor": list(entry.tensor), "reason": entry.reason} for entry in plan.not_smoothed],
         "stat_batch_size": plan.stat_batch_size,
     }
 
@@ -112,6 +135,8 @@ def plan_from_json(data: dict[str, Any]) -> Plan:
         tuple(Float(**entry) for entry in data["float"]),
         tuple((first, second) for first, second in data["aligned"]),
         tuple(NotAligned(**pair) for pair in data["not_aligned"]),
+        tuple(Smoothed(TensorName(*entry["tensor"]), tuple(entry["readers"])) for entry in data["smoothed"]),
+        tuple(NotSmoothed(TensorName(*entry["tensor"]), entry["reason"]) for entry in data["not_smoothed"]),
         data["stat_batch_size"],
     )
 

@@ -25,7 +25,7 @@ from stages.quantization.model.graph import (
     weight_constant,
 )
 from stages.quantization.model.weights import bias_values, weight_layout
-from stages.quantization.placement.plan import Border, Plan, Quantizer
+from stages.quantization.placement.plan import Border, Plan, Quantizer, TensorName
 from stages.quantization.solution.alignment import align
 from stages.quantization.solution.biases import Correction, decide, mean_output, threshold
 from stages.quantization.solution.least_error import weight_share
@@ -42,6 +42,7 @@ from stages.quantization.solution.ranges import (
     symmetric_weight_range,
     zero_on_level,
 )
+from stages.quantization.solution.smoothing import smooth
 from stages.quantization.statistics.estimators import (
     LEAST_ERROR,
     POOLED_TYPES,
@@ -67,6 +68,7 @@ class Solved:
     biases: dict[str, Array]  # by operation name [C]: aligned or corrected biases
     corrections: list[Correction] = field(default_factory=list)
     own_weights: dict[str, NDArray[np.float32]] = field(default_factory=dict)  # by quantizer name: what it quantizes instead
+    smoothing: dict[TensorName, Array] = field(default_factory=dict)  # by tensor [F]: what its features are divided by
 
     def with_corrections(self, corrections: Sequence[Correction]) -> Solved:
         """The same with these corrections of biases besides."""
@@ -86,6 +88,8 @@ def solve(
     Biases are corrected by FastBiasCorrection only: the accurate one needs inference (accurate_bias).
     """
     weights, biases, statistics = align(graph, statistics, plan)
+    factors, smoothed_weights, statistics = smooth(graph, statistics, plan, weights)
+    weights |= smoothed_weights
     ranges = {
         quantizer.name: _weight_range(graph, quantizer, weights, pot_compatible)
         if quantizer.kind == WEIGHTS
@@ -93,7 +97,7 @@ def solve(
         for quantizer in plan.quantizers
     }
     ranges |= _unified(plan, ranges, pot_compatible)
-    solved = Solved(ranges, weights, biases)
+    solved = Solved(ranges, weights, biases, smoothing=factors)
     if bias_correction is None or not bias_correction.enabled or not bias_correction.use_fast_bias:
         return solved
     corrections = [

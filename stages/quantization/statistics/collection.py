@@ -120,6 +120,8 @@ def _wanted(
             statistics.samples,
             from_zero=port in points.from_zero,
         )
+    for port in (_twin(graph, port) for port in points.features):
+        yield TensorRequest(port.node.order, feature_extremes(port), _feature_store(statistics, _name(port)))
     for node in (graph.by_name[node.name] for node in points.inputs):
         port = node.inputs[0]
         yield _mean(port, input_channel_axis(node), node.name, input_means)
@@ -223,6 +225,14 @@ def _searched(
         yield TensorRequest(order, ends[1], high)
 
 
+def feature_extremes(port: Port) -> ov.Output:
+    """The lowest and highest value of each index of the last axis [2, F]; infinite where there are none."""
+    rank = len(port.node.shapes[port.index] or ())
+    axes = np.arange(rank - 1, dtype=np.int64)
+    ends = [op.unsqueeze(reduce(_output(port), axes, False), np.int64(0)) for reduce in (op.reduce_min, op.reduce_max)]
+    return op.concat(ends, 0).output(0)
+
+
 def _flat(values: NDArray[Any]) -> NDArray[Any]:
     return values.reshape(len(values), -1)
 
@@ -267,6 +277,14 @@ def _count(table: dict[TensorName, NDArray[np.int64]], name: TensorName) -> Stor
     def store(_: int, values: NDArray[Any]) -> None:
         numbers = counted(values)
         table[name] = table[name] + numbers if name in table else numbers
+
+    return store
+
+
+def _feature_store(statistics: Statistics, name: TensorName) -> Store:
+    def store(position: int, values: NDArray[Any]) -> None:
+        empty = np.full((statistics.samples, *values.shape[1:]), np.nan, np.float32)
+        statistics.features.setdefault(name, empty)[position : position + len(values)] = values
 
     return store
 

@@ -18,6 +18,7 @@ from stages.quantization.model.signs import REARRANGING, is_non_negative
 from stages.quantization.model.weights import weight_layout
 from stages.quantization.placement.alignment_pairs import alignment_pairs
 from stages.quantization.placement.blocking import FAKE_QUANTIZE, JUMP_FIRST_INPUT, JUMPABLE
+from stages.quantization.placement.smoothed_tensors import smoothing_candidates
 
 # From x * scale + offset in f32, with |offset| up to this many times |scale|, x comes back to about a millionth.
 LARGEST_OFFSET = 16.0
@@ -40,6 +41,7 @@ class Points:
     pairs: list[tuple[Node, Node]]  # between which channels may be aligned
     inputs: list[Node]  # weighted operations: mean of the data input per channel
     outputs: list[Node]  # weighted operations: mean of the output per channel, where asked for and arithmetic cannot tell it
+    features: list[Port]  # tensors whose features may be smoothed: minimum and maximum per index of the last axis
     derived: dict[Port, Derived]  # tensors that need no collection
     from_zero: frozenset[Port]  # tensors that are never negative and count as beginning at zero
 
@@ -123,6 +125,7 @@ def statistics_points(graph: Graph, target: Target, every_channel: bool = False,
         pairs=pairs,
         inputs=weighted,
         outputs=[node for node in weighted if pot_compatible and not mean_is_linear(node)],
+        features=[candidate.tensor for candidate in smoothing_candidates(graph) if candidate.reason is None],
         derived=derived,
         from_zero=frozenset() if pot_compatible else frozenset(filter(is_non_negative, {*tensors, *channels})),
     )

@@ -20,7 +20,7 @@ from stages.quantization.statistics.distribution import representatives
 
 Array = NDArray[np.float32]
 FORMAT = 2
-PER_TENSOR = (*("lowest", "highest", "size", "channel_lowest", "channel_highest", "channel_size"),)
+PER_TENSOR = ("lowest", "highest", "size", "channel_lowest", "channel_highest", "channel_size", "features")
 PER_OPERATION = ("input_mean", "output_mean")
 
 
@@ -37,6 +37,7 @@ class Statistics:
         channel_lowest: [N, C, k], the lowest values of each channel (axis 1).
         channel_highest: The same for the highest values.
         channel_size: [N], how many values a channel has.
+        features: [N, 2, F], the lowest and highest value of each index of the last axis; infinite or NaN where a sample has none.
         input_mean: [C] by operation, the data input's mean over samples and all axes but the channel's.
         output_mean: [C] by operation, the same of the output with its bias.
         input_shape: By operation, the data input's most frequent shape.
@@ -51,6 +52,7 @@ class Statistics:
     channel_lowest: dict[TensorName, Array] = field(default_factory=dict)
     channel_highest: dict[TensorName, Array] = field(default_factory=dict)
     channel_size: dict[TensorName, NDArray[np.int64]] = field(default_factory=dict)
+    features: dict[TensorName, Array] = field(default_factory=dict)
     distribution: dict[TensorName, NDArray[np.int64]] = field(default_factory=dict)
     input_mean: dict[str, NDArray[np.float64]] = field(default_factory=dict)
     output_mean: dict[str, NDArray[np.float64]] = field(default_factory=dict)

@@ -57,7 +57,7 @@ def block_noise(problem: Problem, plan: Plan, solved: Solved, blocks: Iterable[B
     positions: validation samples on which activations are looked at. One run of the floating-point model serves all blocks.
     """
     model = problem.model()
-    if plan.aligned:
+    if plan.rewrites:
         model = aligned_model(model, problem.statistics, plan)
     ratios = weight_noise(model, plan, solved.ranges, solved.own_weights)
     shares = {name: 0.0 if decibels is None else 10.0 ** (-decibels / 10.0) for name, decibels in ratios.items()}
