@@ -12,7 +12,19 @@ import pytest
 from openvino import opset13 as operations
 
 from stages.configuration.schema import Engine
-from stages.measurement.latency import benchmark, interleave, latency, node_times, precision_of, settled, speed_up, spread, throughput
+from stages.measurement import latency as module
+from stages.measurement.latency import (
+    benchmark,
+    interleave,
+    latency,
+    node_times,
+    precision_of,
+    settled,
+    side_by_side,
+    speed_up,
+    spread,
+    throughput,
+)
 
 
 def convolutions(count: int, channels: int = 64) -> ov.Model:
@@ -87,14 +99,28 @@ def test_settled_when_the_median_is_known_to_two_hundredths() -> None:
     for noise, count, expected in ((0.004, 12, True), (0.004, 11, False), (0.2, 40, False), (0.2, 12, False), (0.04, 100, True)):
         rounds = {"fp32": (2e-3 * random.lognormal(0.0, noise, count)).tolist(), "int8": [1e-3] * count}
         assert settled(rounds) == expected, (noise, count)
-        rounds["default"] = rounds.pop("int8")  # the last one is what counts, and against each of the others
-        assert settled({"a": random.lognormal(0.0, 0.4, count).tolist(), **rounds}) is False
     medians = []
     for _ in range(150):
         times = (2e-3 * random.lognormal(0.0, 0.04, 400)).tolist()
         enough = next(count for count in range(12, 401) if settled({"fp32": times[:count], "int8": [1e-3] * count}))
         medians.append(np.median(times[:enough]) / 2e-3)
     assert np.mean(np.abs(np.array(medians) - 1.0) <= 0.02) > 0.9
+
+
+def test_settled_is_the_last_model_against_each_of_the_others() -> None:
+    """Of 100 rounds the median lies between the 41st and the 60th of the sorted ratios: 19 steps, which may be 4 % of it."""
+    steps = np.arange(100) - 49.5
+
+    def ratios(width: float) -> list[float]:
+        return (1.0 + width / 19 * steps).tolist()
+
+    ones = [1.0] * 100
+    assert settled({"fp32": ratios(0.0399), "int8": ones}) and not settled({"fp32": ratios(0.0403), "int8": ones})
+    rising, falling = ratios(0.03), ratios(-0.03)
+    assert settled({"rising": rising, "falling": falling, "int8": ones})  # although those two differ from each other by twice as much
+    assert not settled({"int8": ones, "rising": rising, "falling": falling})
+    for others in (("noisy", "quiet"), ("quiet", "noisy")):
+        assert not settled({name: ratios(0.1 if name == "noisy" else 0.01) for name in others} | {"int8": ones})
 
 
 def test_enough_rounds_end_the_measurement() -> None:
@@ -153,6 +179,21 @@ def test_benchmark_measures_three_models_and_names_the_layers() -> None:
         found["latency_ms"]["fp32"]["median"] / found["latency_ms"]["int8"]["median"], rel=0.3
     )
     assert {"conv0", "conv1"} <= {node.layers[0] for node in times if node.layers} < {f"conv{index}" for index in range(6)}
+
+
+def test_side_by_side_times_each_model_in_its_own_precision_and_compares_the_last_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    compiled: list[tuple[ov.Model, str, str]] = []
+    models = {name: (convolutions(1), precision) for name, precision in (("fp32", "f32"), ("default", "default"), ("int8", "bf16"))}
+    monkeypatch.setattr(module, "compile", lambda model, engine, precision, hint: compiled.append((model, precision, hint)))
+    rounds = {"fp32": [0.008] * 4, "default": [0.006] * 4, "int8": [0.002] * 4}
+    monkeypatch.setattr(module, "latency", lambda models, inputs, seconds: {name: np.array(rounds[name]) for name in models})
+    found = side_by_side(models, Engine(), INPUTS, 1.0)
+    assert compiled == [(*entry, "LATENCY") for entry in models.values()]
+    assert found["rounds"] == 4
+    assert {name: values["median"] for name, values in found["latency_ms"].items()} == pytest.approx(
+        {"fp32": 8.0, "default": 6.0, "int8": 2.0}
+    )
+    assert {name: values["median"] for name, values in found["speed_up"].items()} == pytest.approx({"fp32": 4.0, "default": 3.0})
 
 
 def test_the_default_precision_is_the_devices(compile_model: Callable[..., ov.CompiledModel]) -> None:

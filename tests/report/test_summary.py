@@ -119,16 +119,17 @@ def test_what_stays_float_is_grouped_by_reason_weighted_layers_first(workspace: 
 
 def test_what_costs_most_comes_first_where_times_are_known(workspace: Path) -> None:
     rows = [
-        built.left_float("/se/fc", "Convolution", "ignored block", 0.02),
+        built.left_float("/se/fc", "Convolution", "ignored block", 0.12),
         built.left_float("/softmax", "SoftMax", "ANY has no quantized SoftMax", 0.1),
+        built.left_float("/softmax_2", "SoftMax", "ANY has no quantized SoftMax", 0.07),
         built.left_float("/bias", "Add", "bias"),
     ]
     (workspace / "build/evaluate/layers.json").write_text(json.dumps(rows))
     lines = summary(built.config()).splitlines()
-    place = lines.index("left float: 3 operations, 12.0 % of INT8's run time")
+    place = lines.index("left float: 4 operations, 29.0 % of INT8's run time")
     assert lines[place + 1 : place + 4] == [
-        "  10.0 %    1 ANY has no quantized form of it: /softmax",
-        "   2.0 %    1 ignored block: /se/fc",
+        "  17.0 %    2 ANY has no quantized form of it: /softmax, /softmax_2",
+        "  12.0 %    1 ignored block: /se/fc",
         "       -    1 that take no time of their own: /bias",
     ]
 

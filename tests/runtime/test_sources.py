@@ -169,6 +169,18 @@ def test_a_shape_may_keep_dimensions_dynamic() -> None:
     assert run(model, np.ones((1, 3, 5, 16), np.float32)).shape == (1, 4, 1, 1)
 
 
+def test_inputs_and_outputs_go_by_their_tensors_names_too() -> None:
+    """ONNX and TensorFlow name tensors; what OpenVINO calls the operations behind them may be something else."""
+    model = models.two_inputs()
+    model.inputs[0].set_names({"photo", "images:0"})
+    model.outputs[0].set_names({"scores", "also_scores"})
+    sources._reshape(model, {"photo": [1, 4, 3], "tokens": [1, 7]})
+    assert [port.get_partial_shape() for port in model.inputs] == [ov.PartialShape([1, 4, 3]), ov.PartialShape([1, 7])]
+    assert sources.describe_outputs(model) == [{"name": "also_scores", "aliases": ["also_scores", "scores"], "shape": [1], "type": "f32"}]
+    model.outputs[0].set_names(set())
+    assert [entry["name"] for entry in sources.describe_outputs(model)] == ["total"]
+
+
 @pytest.mark.parametrize(
     ("shape", "message"),
     [

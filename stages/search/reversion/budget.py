@@ -102,6 +102,9 @@ def make_goal(name: str, metric: Metric, baseline: float, maximal_drop: float, d
     """
     if drop_type != "relative":
         return Goal(name, metric, baseline, maximal_drop, given)
+    if baseline == 0 and given:
+        expected = "a number of which a drop can be a share"
+        raise UserError(f"accuracy_aware.metrics: baseline_value of {name}: 0 is not allowed; expected {expected}")
     if baseline == 0:
         raise UserError(f"accuracy_aware.drop_type: 'relative' is not allowed as the baseline of {name} is 0; expected absolute")
     return Goal(name, metric, baseline, maximal_drop * abs(baseline), given)

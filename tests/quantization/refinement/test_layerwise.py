@@ -70,6 +70,26 @@ def test_the_record_is_what_the_built_model_computes() -> None:
     assert errors[1] < 0.95 * errors[0]
 
 
+def test_layers_with_aligned_channels_learn_from_their_aligned_biases() -> None:
+    """Alignment moves the offset of the tensor between them into the second one's bias, which then is another one."""
+    x = parameter(SHAPE)
+    offsets = np.array([40.0, -30.0, 20.0, 0.0, 10.0, -50.0], np.float32)
+    first = convolution(x, random(6, 4, 3, 3) / 6, "first", offsets, pads_begin=[1], pads_end=[1])
+    tested = model(named(op.relu(convolution(first, random(5, 6, 1, 1), "second", random(5))), "relu"), x)
+    statistics, plan = statistics_of(tested, SAMPLES), plan_of(tested, **COARSE)
+    assert plan.aligned == (("first", "second"),)
+    found, record = tuned(tested)
+    exact = np.stack(tensor(tested, "second/biased", SAMPLES[16:]))  # alignment changes nothing of it
+    alone = replace(plan, quantizers=tuple(quantizer for quantizer in plan.quantizers if quantizer.layers[0].name == "second"))
+    errors = []
+    for given in (None, found):
+        kept = given and Tuned(tuple(layer for layer in given.layers if layer.name == "second"))
+        built, _ = build(tested, statistics, alone, tuned=kept)
+        errors.append(float(np.mean((np.stack(tensor(built, "second/biased", SAMPLES[16:])) - exact) ** 2)))
+    entry = next(entry for entry in record.layers if entry.name == "second")
+    assert errors == pytest.approx([entry.loss_before, entry.loss_after], rel=1e-3)
+
+
 def test_every_layer_is_tuned_or_has_a_reason() -> None:
     found, record = tuned(chain())
     assert [entry.name for entry in record.layers] == ["first", "grouped", "side2", "side3", "matmul"]

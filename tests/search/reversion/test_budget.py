@@ -45,6 +45,9 @@ def test_a_baseline_of_zero_has_an_absolute_budget_and_no_relative_one() -> None
     assert goal(ReferenceError(), 0.0, 0.0).excess(0.5) == 0.5  # nothing is allowed, and nothing to compare with
     with pytest.raises(UserError, match=r"drop_type: 'relative' is not allowed as the baseline of top_1 is 0"):
         make_goal("top_1", Accuracy(), 0.0, 0.01, "relative")
+    message = r"^accuracy_aware\.metrics: baseline_value of top_1: 0 is not allowed; expected a number of which a drop can be a share$"
+    with pytest.raises(UserError, match=message):
+        make_goal("top_1", Accuracy(), 0.0, 0.01, "relative", given=True)
 
 
 def test_the_metric_that_is_worst_off_decides() -> None:

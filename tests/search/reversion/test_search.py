@@ -188,7 +188,7 @@ def test_a_budget_that_cannot_be_met_gives_the_best_model_and_the_reason() -> No
 def test_time_that_is_used_up_ends_the_search_with_the_best_model() -> None:
     script = additive(conv0=10, conv1=9, conv2=8, conv3=6)
     found, session = run_script(script, allowed=0.1, max_minutes=0.2, seconds=1.3)  # 12 of 1 + 7 + 1 + 1 ...
-    assert (found.best.layers and not found.best.holds) or found.search.stopped
+    assert found.best.layers == ("conv0", "conv1", "conv2") and not found.best.holds
     assert found.search.stopped == "accuracy_aware.max_minutes, which is 0.2, is used up"
     assert 12 <= session.spent_seconds <= 12 + 1.3 * 7
     unlimited, longer = run_script(script, allowed=0.1, seconds=1.3)
@@ -225,6 +225,8 @@ def test_the_mixed_preset_is_kept_only_if_it_is_better() -> None:
     assert asymmetric(good.best.candidate) and good.best.holds
     bad, _ = run_script(lambda candidate, reverted: 50 if asymmetric(candidate) else 0 if "conv2" in reverted else 40, mixed=mixed)
     assert bad.steps[:2] == [("base", (), True), ("mixed preset", (), False)]
+    # A step's drop is that of the model which was tried, also where it was not taken.
+    assert [step.drops for step in bad.search.trace[:2]] == [{"accuracy": pytest.approx(wrong / COUNT)} for wrong in (40, 50)]
     assert not asymmetric(bad.best.candidate) and bad.best.layers == ("conv2",)
 
 

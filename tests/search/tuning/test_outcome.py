@@ -7,15 +7,26 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from stages.search.tuning.objective import Score
 from stages.search.tuning.outcome import best_so_far, explained, importance, trials
 from stages.search.tuning.search import Search
 
 
-def test_best_so_far_never_gets_worse(finished: Search) -> None:
-    rows = best_so_far(finished.trials, finished)
-    losses = [row["loss"] for row in rows]
-    assert losses == sorted(losses, reverse=True)
-    assert losses[-1] == pytest.approx(min(trial.loss for trial in finished.trials))
+def test_best_so_far_is_that_of_the_trials_before(finished: Search) -> None:
+    """The lowest loss of all, and the highest speed-up of those within the budget, which is 5 %."""
+    known = [(50.0, 0.01, 1.1, True), (20.0, 0.30, 9.0, True), (30.0, 0.05, 1.4, True), (10.0, 0.0, 2.0, False), (90.0, 0.02, 1.2, True)]
+    trials = [
+        replace(finished.trials[0], loss=loss, complete=complete, score=Score(lost, speed_up, 1.0))
+        for loss, lost, speed_up, complete in known
+    ]
+    assert [(row["trial"], row["loss"], row["speed_up"]) for row in best_so_far(trials, finished)] == [
+        (1, 50.0, 1.1),
+        (2, 20.0, 1.1),
+        (3, 20.0, 1.4),
+        (4, 10.0, 1.4),
+        (5, 10.0, 1.4),
+    ]
+    assert best_so_far(trials[1:2], finished) == [{"trial": 1, "loss": 20.0, "speed_up": None}]
 
 
 def test_table_says_what_differs_from_the_base(finished: Search) -> None:

@@ -248,6 +248,9 @@ def test_finals_are_measured_once(problem: Problem, space: Space, tmp_path: Path
         found = [trial_with(search, 0.01, 1.1)]
     assert history.finals(found, lambda: {"0": [1.0]}) == {"0": [1.0]}
     assert history.finals(found, lambda: {"0": [2.0]}) == {"0": [1.0]}
+    # The same models with other scores: which of them are finalists may have changed.
+    again = [replace(found[0], score=replace(found[0].score, speed_up=1.2))]
+    assert history.finals(again, lambda: {"0": [3.0]}) == {"0": [3.0]}
     assert history.finals([*found, *found], lambda: {"0": [2.0]}) == {"0": [2.0]}
 
 

@@ -6,6 +6,7 @@ import random
 import time
 import tracemalloc
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -279,6 +280,23 @@ def test_proposal_and_plan_are_inverse() -> None:
             assert tested.plan(found) == tested.plan(proposal)
 
 
+def test_a_layer_with_one_quantizer_less_is_no_quantized_one() -> None:
+    """As accuracy_aware leaves it with `restore: activations`."""
+    tested = space(tuning_scope=["layer", "mode"])
+    base = tested.base_proposal()
+    for name in ("relu0/fq_output_0", "conv1/fq_weights_1"):
+        kept = tuple(quantizer for quantizer in tested.offer.plan.quantizers if quantizer.name != name)
+        plan = replace(tested.offer.plan, quantizers=kept)
+        proposal, exact = tested.proposal(plan)
+        assert not exact
+        assert {key: value for key, value in proposal.items() if base.get(key) != value} == {"conv1.quantize": FLOAT}
+        assert tested.share_quantized(plan) == pytest.approx(1 - 1 / len(tested.units))
+        # A search that starts there has it in floating point.
+        after = space(best=plan, tuning_scope=["layer", "mode"])
+        assert after.base_proposal()["conv1.quantize"] == FLOAT
+        assert {quantizer.name for quantizer in after.plan({}).quantizers} == {q.name for q in tested.plan(proposal).quantizers}
+
+
 def test_plan_outside_the_scope_is_not_exact() -> None:
     mixed = make_plan(read_graph(small_model()), target(), schema.Quantization(preset="mixed"))
     assert space(tuning_scope=["mode"]).proposal(mixed)[1]
@@ -337,7 +355,9 @@ def test_description_lists_every_parameter_once() -> None:
     lines = tested.describe()
     assert lines[0].startswith(f"{len(choices(tested))} parameters of {len(tested.units)} units")
     assert sum(line.startswith("    ") for line in lines) == len(choices(tested))
-    assert any("with right" in line or "right" in line for line in lines)
+    unit = next(unit for unit in tested.units if unit.name == "left")
+    assert unit.layers[1:] and f"left (with {', '.join(unit.layers[1:])})" in lines
+    assert "last" in lines  # alone
 
 
 def test_answers_are_only_asked_where_they_mean_something() -> None:
