@@ -5,7 +5,7 @@
 A change is one that compiles: another comparison or sign, a condition turned round, an argument left out or swapped, a number
 that is larger, another parameter of the same type. Of a module stages/ROOM/.../NAME.py first tests/ROOM/.../test_NAME.py runs,
 then what else in tests/ROOM imports the module, then what else is in its folder; never more than one process, and never in the
-checkout but in a copy of it. What fails without the change, too, or no longer when it is tried again, does not count.
+checkout but in a copy of it. A test that fails without any change, too, does not count.
 
 Survivors are printed as diffs, to be read: some change nothing that anybody could see.
 """
@@ -61,9 +61,18 @@ class Mutation(NamedTuple):
         """The file's content with the change."""
         return source[: self.start] + self.new.encode() + source[self.end :]
 
+    @property
+    def compiles(self) -> bool:
+        """Whether Python would read it at all."""
+        try:
+            compile(self.applied((ROOT / self.path).read_bytes()), str(self.path), "exec")
+        except SyntaxError:
+            return False
+        return True
+
 
 def mutations(path: Path, source: bytes) -> Iterator[Mutation]:
-    """All changes of a file that still compile."""
+    """All changes of a file; few of them do not compile."""
     starts = [0]
     for line in source.splitlines(keepends=True):
         starts.append(starts[-1] + len(line))
@@ -72,12 +81,7 @@ def mutations(path: Path, source: bytes) -> Iterator[Mutation]:
         if isinstance(old, ast.BinOp | ast.BoolOp | ast.Compare | ast.IfExp | ast.UnaryOp) or isinstance(new, ast.UnaryOp):
             text = f"({text})"
         start, end = starts[old.lineno - 1] + old.col_offset, starts[(old.end_lineno or 0) - 1] + (old.end_col_offset or 0)
-        found = Mutation(path, old.lineno, start, end, text)
-        try:
-            compile(found.applied(source), str(path), "exec")
-        except SyntaxError:
-            continue
-        yield found
+        yield Mutation(path, old.lineno, start, end, text)
 
 
 def _replacements(node: ast.AST, twins: dict[str, str]) -> Iterator[tuple[ast.expr | ast.stmt, ast.AST]]:
@@ -150,7 +154,7 @@ def _variants(node: ast.expr | ast.stmt, twins: dict[str, str]) -> Iterator[ast.
 # ------------------------------------------------------------------------------------------------ tests
 
 
-def test_files(root: Path, path: Path) -> list[list[str]]:
+def room_tests(root: Path, path: Path) -> list[list[str]]:
     """The room's own tests of a module, in the order in which they run: its own, those that import it, those beside it."""
     folder = root / "tests" / path.parent.relative_to("stages")
     room = root / "tests" / path.parts[1]
@@ -176,8 +180,8 @@ class Checkout:
             if (ROOT / name).is_file():
                 (folder / name).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(ROOT / name, folder / name)
-        for command in (["init"], ["add", "--all"]):  # tests ask git for the project's files
-            subprocess.run(["git", *command, "--quiet"], cwd=folder, check=True)
+        for command in (["init", "--quiet"], ["add", "--all"]):  # tests ask git for the project's files
+            subprocess.run(["git", *command], cwd=folder, check=True)
 
     def first_failure(self, tests: Sequence[str]) -> str | None:
         """The first test that fails, `TIMEOUT` where they do not end, None where all pass."""
@@ -191,27 +195,17 @@ class Checkout:
         found = re.search(r"^(?:FAILED|ERROR) (.+?)(?: - .*)?$", done.stdout, re.MULTILINE)
         return found[1] if found else tests[0]
 
-    def noticed_by(self, mutation: Mutation) -> str | None:
-        """The first test that fails with the change, each time, and passes without it."""
-        path, flaky = self.root / mutation.path, list[str]()
+    def noticed_by(self, mutation: Mutation, without: Sequence[str] = ()) -> str | None:
+        """The first test that fails with the change. without: those that are left out."""
+        path = self.root / mutation.path
         source = path.read_bytes()
-        changed = mutation.applied(source)
-
-        def first_failure(content: bytes, tests: Sequence[str]) -> str | None:
-            path.write_bytes(content)
-            try:
-                return self.first_failure(tests)
-            finally:
-                path.write_bytes(source)
-
-        for tests in test_files(self.root, mutation.path):
-            while (failed := first_failure(changed, [*tests, *(f"--deselect={name}" for name in flaky)])) is not None:
-                if failed == TIMEOUT or (first_failure(changed, [failed]) and not first_failure(source, [failed])):
-                    return failed
-                if failed in flaky or failed in tests:
-                    break
-                flaky.append(failed)
-        return None
+        path.write_bytes(mutation.applied(source))
+        try:
+            groups = room_tests(self.root, mutation.path)
+            left_out = [f"--deselect={name}" for name in without]
+            return next((failed for tests in groups if (failed := self.first_failure([*tests, *left_out]))), None)
+        finally:
+            path.write_bytes(source)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -230,20 +224,32 @@ def main(arguments: Sequence[str] | None = None) -> None:
             by_line.setdefault((mutation.path, mutation.line), []).append(mutation)
     generator = random.Random(options.seed)
     lines = generator.sample(sorted(by_line), min(options.count, len(by_line)))
-    drawn = [generator.choice(by_line[line]) for line in lines]
+    shuffled = (generator.sample(by_line[line], len(by_line[line])) for line in lines)
+    drawn = [next(mutation for mutation in several if mutation.compiles) for several in shuffled]
     first, step = map(int, options.part.split("/"))
-    survivors, chosen = 0, drawn[first - 1 :: step]
+    chosen = drawn[first - 1 :: step]
     print(f"{len(chosen)} of {len(by_line)} lines", flush=True)
+    noticed: dict[Mutation, str] = {}
     with tempfile.TemporaryDirectory() as folder:
         checkout = Checkout(Path(folder), options.seconds)
+
+        def attempt(number: int, mutation: Mutation, without: Sequence[str] = ()) -> None:
+            if failed := checkout.noticed_by(mutation, without):
+                noticed[mutation] = failed
+            word = f"noticed by {failed}" if failed else f"UNNOTICED\n{_diff(mutation)}"
+            print(f"{number:4} {mutation.path}:{mutation.line} {word}", flush=True)
+
         for number, mutation in enumerate(chosen, start=1):
-            failed = checkout.noticed_by(mutation)
-            survivors += failed is None
-            print(f"{number:4} {mutation.path}:{mutation.line} {f'noticed by {failed}' if failed else 'UNNOTICED'}", flush=True)
-            if failed is None:
-                print(_diff(mutation), flush=True)
-    noticed = len(chosen) - survivors
-    print(f"noticed: {noticed} of {len(chosen)} ({100 * noticed / max(len(chosen), 1):.0f} %), seed {options.seed}")
+            attempt(number, mutation)
+        # What fails without any change has noticed nothing.
+        flaky: list[str] = []
+        while (tests := set(noticed.values()) - {TIMEOUT, *flaky}) and (failed := checkout.first_failure(sorted(tests))):
+            flaky.append(failed)
+        for number, mutation in enumerate(chosen, start=1):
+            if noticed.get(mutation) in flaky:
+                print(f"again, without {noticed.pop(mutation)}, which fails without a change, too")
+                attempt(number, mutation, flaky)
+    print(f"noticed: {len(noticed)} of {len(chosen)} ({100 * len(noticed) / max(len(chosen), 1):.0f} %), seed {options.seed}")
 
 
 def _diff(mutation: Mutation) -> str:
