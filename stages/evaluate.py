@@ -68,6 +68,7 @@ def main(config: Config) -> dict[str, Any]:
     if config.evaluate.fidelity_samples:
         few = list(samples[: config.evaluate.fidelity_samples])
         compared = fidelity.check(models["int8"], config.engine, few, int8_precision, {"THROUGHPUT": compiled["int8"]})
+    streams = latency.streams_of(compiled["int8"])
     compiled.clear()  # their memory is needed for the noise
 
     quantizers = artifacts.read_json(artifacts.folder("quantize") / "quantizers.json")
@@ -83,6 +84,7 @@ def main(config: Config) -> dict[str, Any]:
         "samples": len(samples),
         "confidence": config.evaluate.confidence,
         "precisions": precisions,
+        "streams": streams,
         "warnings": [
             *chance.warnings(values, metrics, samples.targets(), config.evaluate.confidence),
             *([engine.ZERO_POINTS_IN_F32] if forced else []),

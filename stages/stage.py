@@ -57,7 +57,7 @@ def guarded(name: str, work: Callable[[], dict[str, Any] | None], patience: floa
     quiet_libraries()
     die_with_dvc()
     try:
-        with _alone(name, patience):
+        with alone(name, patience):
             started = time.perf_counter()
             more = work() or {}
             record = {
@@ -104,7 +104,7 @@ def _say(name: str, message: str) -> int:
 
 
 @contextmanager
-def _alone(name: str, patience: float | None) -> Iterator[None]:
+def alone(name: str, patience: float | None = None) -> Iterator[None]:
     """Hold the lock of build/: two stages at once would pull each other's outputs from under their feet.
 
     The kernel releases it when the process ends, however it ends.

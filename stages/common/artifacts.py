@@ -86,7 +86,7 @@ def write_inputs(folder: Path, stage: str) -> None:
 
     All that the stages before wrote is then known by the folder of the last one: whoever depends on that depends on all of them.
     """
-    write_json(folder / "inputs.json", {stage: _folder_sha256(BUILD / stage)})
+    write_json(folder / "inputs.json", {stage: folder_sha256(BUILD / stage)})
 
 
 def write_json(path: Path, value: object) -> None:
@@ -136,7 +136,7 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _folder_sha256(folder: Path) -> str:
+def folder_sha256(folder: Path) -> str:
     """SHA-256 of the names and contents of all files in a folder."""
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     listing = "".join(f"{file_sha256(path)}  {path.relative_to(folder).as_posix()}\n" for path in files)

@@ -67,6 +67,7 @@ def checked(values: object) -> Config:
     _check_tune(config)
     _check_cluster(config.cluster)
     _check_tracking(config.tracking)
+    _check_limits(config)
     return config
 
 
@@ -356,3 +357,13 @@ def _check_tracking(tracking: Tracking) -> None:
     # MLflow's file store, which a bare path also means, no longer works.
     if tracking.enabled and (not separator or scheme in ("", "file")):
         raise refused("tracking.tracking_uri", tracking.tracking_uri, "sqlite:///mlflow.db, another database, or a server's address")
+
+
+def _check_limits(config: Config) -> None:
+    if config.package.name is not None and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", config.package.name):
+        raise refused("package.name", config.package.name, "a file name of letters, digits, dots, dashes and underscores")
+    for name, limit in config.check.metrics.items():
+        if name not in config.metric:
+            raise refused(f"check.metrics.{name}", limit, f"one of the metrics that are computed: {', '.join(config.metric)}")
+        if limit < 0:
+            raise refused(f"check.metrics.{name}", limit, "a number of at least 0")

@@ -133,6 +133,13 @@ def precision_of(model: ov.CompiledModel) -> str:
     return str(model.get_property("INFERENCE_PRECISION_HINT").to_string())
 
 
+def streams_of(running: ov.CompiledModel) -> int | None:
+    """Inferences that a compiled model runs at once; None where the device has no such number."""
+    if "NUM_STREAMS" not in running.get_property("SUPPORTED_PROPERTIES"):
+        return None
+    return int(running.get_property("NUM_STREAMS"))
+
+
 def spread(values: NDArray[np.float64]) -> Spread:
     """Median and range of one number per round."""
     low, median, high = np.quantile(values, [0.1, 0.5, 0.9])

@@ -54,9 +54,7 @@ class Group:
 def left_float(rows: Iterable[Mapping[str, Any]]) -> list[LeftOperation]:
     """The operations that could have been quantized and were not, from the rows of layers.json."""
     return [
-        LeftOperation(
-            row["layer"].removesuffix(f":{row['port']}"), row["type"], _general(row["float_reason"]), row["run_time_share"] or 0.0
-        )
+        LeftOperation(row["layer"].removesuffix(f":{row['port']}"), row["type"], general(row["float_reason"]), row["run_time_share"] or 0.0)
         for row in rows
         if row["kind"] == "float" and row["float_reason"] not in NOT_FLOAT
     ]
@@ -64,7 +62,7 @@ def left_float(rows: Iterable[Mapping[str, Any]]) -> list[LeftOperation]:
 
 def left_biases(corrections: Mapping[str, Any]) -> list[LeftOperation]:
     """The layers whose bias was not corrected, from corrections.json."""
-    return [LeftOperation(entry["name"], entry["type"], _general(entry["reason"]), 0.0) for entry in corrections["left"]]
+    return [LeftOperation(entry["name"], entry["type"], general(entry["reason"]), 0.0) for entry in corrections["left"]]
 
 
 def by_reason(left: Iterable[LeftOperation]) -> list[Group]:
@@ -88,7 +86,7 @@ def which(entries: Sequence[LeftOperation]) -> str:
     return ", ".join([*told, "..."] if len(types) > MOST_TYPES else told)
 
 
-def _general(reason: str) -> str:
+def general(reason: str) -> str:
     """The reason without what differs from layer to layer: a device's missing types form one group, factors another."""
     reason = re.sub(r"(has no quantized) \S+$", r"\1 form of it", reason)
     return re.sub(r"\d\S*(?= times)", "…", reason)

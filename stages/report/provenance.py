@@ -16,7 +16,7 @@ import yaml
 from stages.common import artifacts
 from stages.common.units import plural
 from stages.configuration.completion import completed
-from stages.configuration.schema import COMPUTED, MISSING, Config
+from stages.configuration.schema import APART, COMPUTED, MISSING, Config
 from stages.report import tune_section
 from stages.report.accuracy_aware_section import BudgetSection
 from stages.report.tune_section import Tuning
@@ -108,8 +108,8 @@ def _text(value: Any) -> str:
 
 
 def shown_configuration(config: Config) -> dict[str, Any]:
-    """The whole configuration but for where it is tracked, which may hold a password and changes nothing."""
-    return {name: value for name, value in dataclasses.asdict(config).items() if name != "tracking"}
+    """The whole configuration but for what changes nothing: where it is tracked, which may hold a password, and how it is shipped."""
+    return {name: value for name, value in dataclasses.asdict(config).items() if name not in APART}
 
 
 def params() -> str:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stages.common import artifacts
-from stages.configuration.schema import Config
+from stages.configuration.schema import APART, Config
 from stages.report import accuracy_aware, page, tune
 from stages.report.summary import summary
 from stages.tracking.store import KEY_TAG, Run, experiment_id_of, find_in_sqlite, follow_the_project, mlflow_client
@@ -51,8 +51,8 @@ def log(config: Config, uri: str, label: str = "") -> tuple[Run, bool]:
 
 
 def content_key(config: Config) -> str:
-    """Hexadecimal key of a result: the configuration without tracking, and all bytes that follow from it."""
-    settings = {name: value for name, value in dataclasses.asdict(config).items() if name != "tracking"}
+    """Hexadecimal key of a result: the configuration that it depends on, and all bytes that follow from it."""
+    settings = {name: value for name, value in dataclasses.asdict(config).items() if name not in APART}
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode())
     folders = [artifacts.folder("prepare"), artifacts.folder("quantize"), artifacts.folder("correct_bias"), artifacts.REPORTS]
     files = [path for folder in folders for path in folder.rglob("*") if path.is_file()]
@@ -227,7 +227,7 @@ def parameters_of(config: Config) -> dict[str, str]:
         else:
             yield _allowed(key), (value if isinstance(value, str) else json.dumps(value))[:LONGEST_VALUE]
 
-    settings = {name: value for name, value in dataclasses.asdict(config).items() if name != "tracking"}
+    settings = {name: value for name, value in dataclasses.asdict(config).items() if name not in APART}
     return dict(leaves(settings, ""))
 
 

@@ -33,12 +33,14 @@ from stages.configuration.schema.quantization import (
     RangeEstimator,
     Scheme,
 )
+from stages.configuration.schema.shipping import MODELS, Check, Shipment
 from stages.configuration.schema.target_device import DEVICES, TargetDevice, TargetOperation
 from stages.configuration.schema.tracking import Tracking
 from stages.configuration.schema.tune import ESTIMATOR_TUNING_SCOPE, TUNING_SCOPE, Tune, TuneBenchmark, TuneMetric, TuneSpace
 
 __all__ = [
     "AGGREGATORS",
+    "APART",
     "COMPUTED",
     "DEVICES",
     "ESTIMATOR_PRESETS",
@@ -46,6 +48,7 @@ __all__ = [
     "ESTIMATOR_TYPES",
     "GRANULARITIES",
     "MISSING",
+    "MODELS",
     "MODES",
     "PRESETS",
     "TUNING_SCOPE",
@@ -53,6 +56,7 @@ __all__ = [
     "Benchmark",
     "BiasCorrection",
     "BudgetMetric",
+    "Check",
     "Cluster",
     "CollectStatistics",
     "Config",
@@ -70,6 +74,7 @@ __all__ = [
     "Quantization",
     "RangeEstimator",
     "Scheme",
+    "Shipment",
     "TargetDevice",
     "TargetOperation",
     "Tracking",
@@ -81,6 +86,7 @@ __all__ = [
 ]
 
 COMPUTED = ("correction_engine", "target_device_sha256", "user_code", "files")  # what the config stage fills in
+APART = ("tracking", "package", "check")  # sections on which no result depends
 
 
 @dataclass
@@ -102,6 +108,8 @@ class Config:
     cluster: Cluster = param(Cluster, "where searches evaluate")
     tune: Tune = param(Tune, "TPE search")
     tracking: Tracking = param(Tracking, "MLflow")
+    package: Shipment = param(Shipment, "what is shipped")
+    check: Check = param(Check, "limits that a result must keep")
     correction_engine: Engine | None = param(
         None, "the section `engine` where the accurate BiasCorrection or layer-wise tuning runs, null where nothing does; computed, not set"
     )

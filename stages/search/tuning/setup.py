@@ -8,7 +8,7 @@ from collections import defaultdict
 
 from stages.common import artifacts
 from stages.common.errors import UserError
-from stages.configuration.schema import Config, Quantization
+from stages.configuration.schema import APART, Config, Quantization
 from stages.configuration.target_device import ACTIVATIONS, Target, read_target
 from stages.quantization.model.graph import Graph, read_graph
 from stages.quantization.placement.plan import Plan, plan_from_json
@@ -139,7 +139,7 @@ def make_history(config: Config, problem: Problem, space: Space | None) -> Histo
 
 def settings_key(config: Config) -> str:
     """Identity of all that a search is asked for."""
-    asked = {key: value for key, value in dataclasses.asdict(config).items() if key not in ("tracking", "cluster")}
+    asked = {key: value for key, value in dataclasses.asdict(config).items() if key not in (*APART, "cluster")}
     return digest(asked)
 
 
