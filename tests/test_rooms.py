@@ -36,10 +36,10 @@ FLOORS: list[set[str]] = [
     {"stages.quantization.refinement", "stages.tracking"},
     {"stages.search"},
     {"stages.search.reversion", "stages.search.tuning"},
-    {"stages.sweeps"},
+    {"stages.sweeps", "stages.deployment"},
     {"stages"},
 ]
-MOST_DOORS = 15  # files directly in stages/
+MOST_DOORS = 16  # files directly in stages/
 MOST_LINES = 420
 HEAVY = {"matplotlib", "mlflow", "numpy", "openvino", "PIL"}
 # Where a tool may be imported. Sweeps start their jobs with Hydra's launchers and copy DVC's settings.

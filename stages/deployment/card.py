@@ -186,7 +186,7 @@ def _quantized(model: Deployable) -> list[str]:
     costly = [group for group in groups if not (measured and group.free)]
     lines += ["", "In floating point, and why" + (", with the share of the run time:" if measured else ":"), ""]
     lines += [f"- {_share(group.share) if measured else ''}{group.reason}: {which(group.entries)}" for group in costly[:MOST_REASONS]]
-    for words, others in (("for other reasons", costly[MOST_REASONS:]), ("that take no time of their own", groups[len(costly) :])):
+    for words, others in (("for other reasons", costly[MOST_REASONS:]), ("fused into others, at no cost", groups[len(costly) :])):
         if count := sum(group.count for group in others):
             lines.append(f"- {plural(count, 'operation')} {words}")
     return [*lines, *_of_searches(model)]

@@ -29,7 +29,8 @@ class Packed:
     """The samples of a package.
 
     Attributes:
-        arrays: Content of samples.npz: `<sample>/input/<index>`, `/output/`, `/fp32/` where a metric compares with it, `/target`; `<metric>/classes`.
+        arrays: Content of samples.npz: `<sample>/input/<index>`, `/output/`, `/fp32/` where a metric compares with it, `/target`;
+            `<metric>/classes`.
         count: How many samples there are.
         allowed_difference: Of outputs from the expected ones, as a share: what quantization itself makes. More is no rounding.
         metrics: What score.py needs of each metric that it knows, with its value over these samples.
@@ -96,7 +97,7 @@ def _outputs(compiled: ov.CompiledModel, samples: Sequence[Sample]) -> list[list
 
 
 def _arrays(samples: Sequence[Sample], results: Sequence[Sequence[np.ndarray]]) -> dict[str, np.ndarray]:
-    arrays = {}
+    arrays: dict[str, np.ndarray] = {}
     for number, (sample, outputs) in enumerate(zip(samples, results, strict=True)):
         arrays |= {f"{number}/input/{index}": np.asarray(value) for index, value in enumerate(sample.inputs.values())}
         arrays |= {f"{number}/output/{index}": output for index, output in enumerate(outputs)}

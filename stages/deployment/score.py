@@ -26,12 +26,11 @@ def difference(results: Sequence[Sequence[np.ndarray]], samples: Mapping[str, np
 
 def value(metric: Mapping[str, Any], results: Sequence[Sequence[np.ndarray]], samples: Mapping[str, np.ndarray]) -> float:
     """A metric of the samples; `metric` says which kind it is, and its settings."""
-    rows = [_KINDS[metric["kind"]](metric, outputs, samples, sample) for sample, outputs in enumerate(results)]
-    total = np.sum(rows, axis=0)
+    total = np.sum([np.asarray(_KINDS[metric["kind"]](metric, outputs, samples, sample)) for sample, outputs in enumerate(results)], axis=0)
     if metric["kind"] == "mean_iou":
         right, union = np.split(total, 2)
         return float(np.mean(right[union > 0] / union[union > 0])) if union.any() else 1.0
-    return float(1 - total[0] / total[1]) if metric["kind"] == "characters" else float(total[0] / len(rows))
+    return float(1 - total[0] / total[1]) if metric["kind"] == "characters" else float(total[0] / len(results))
 
 
 def _accuracy(metric: Mapping[str, Any], outputs: Sequence[np.ndarray], samples: Mapping[str, np.ndarray], sample: int) -> list[float]:

@@ -58,7 +58,7 @@ RERUNS: dict[str, set[str]] = {
 
 # Searches read nearly all of it; while they are disabled that takes them a fraction of a second.
 SEARCHES = {"accuracy_aware", "tune"}
-NOT_OF_SEARCHES = ("tracking", "cluster", "model", "collect_statistics")
+NOT_OF_SEARCHES = ("tracking", "package", "check", "cluster", "model", "collect_statistics")
 RERUNS |= {
     "accuracy_aware: {maximal_drop: 0.02}": set(),
     # Range estimators by quantiles need statistics that nothing else does.
@@ -69,6 +69,9 @@ RERUNS |= {
     "tune: {enabled: true}": {"collect_statistics"},
     "tune: {enabled: true, space: {estimator_tuning_scope: [aggregator]}}": set(),
     "cluster: {workers: 2}": set(),
+    # What is shipped, and the limits that it must keep, change nothing of it.
+    "package: {license: MIT, samples: 2}": set(),
+    "check: {maximal_drop: 0.02}": set(),
 }
 
 
@@ -97,5 +100,5 @@ def test_every_key_belongs_to_a_stage(resolve: Resolve) -> None:
     config = resolve()
     used = {key.split(".")[0] for stage in stages.values() for key in tracked(stage, config)}
     # `track` always runs and reads all of it; where a search evaluates does not change what it finds; a hash stands for the tables.
-    assert {field.name for field in dataclasses.fields(Config)} - used == {"tracking", "cluster", "target_device"}
+    assert {field.name for field in dataclasses.fields(Config)} - used == {"tracking", "package", "check", "cluster", "target_device"}
     assert stages["track"]["always_changed"]

@@ -15,7 +15,7 @@ class Shipment:
 
     model: str = param(
         "best",
-        "the model that is packaged and checked; best: tune's where its budget holds, else accuracy_aware's where its budget holds, else int8",
+        "the model that is packaged and checked; best: tune's if its budget holds, else accuracy_aware's if its budget holds, else int8",
         choices=MODELS,
     )
     name: str | None = param(None, "name of the package and of the model on a server; null: model.name, a dash and what model it is")
