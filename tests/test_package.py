@@ -75,6 +75,12 @@ def shipped(tmp_path_factory: pytest.TempPathFactory) -> Project:
     return project
 
 
+@pytest.fixture(scope="module")
+def packaged(shipped: Project) -> tuple[Path, list[str]]:
+    """Its package."""
+    return package(shipped)
+
+
 def package(project: Project, *arguments: str) -> tuple[Path, list[str]]:
     """The archive, and what was printed."""
     outcome = project.run(sys.executable, "-m", "stages.package", *arguments)
@@ -83,8 +89,8 @@ def package(project: Project, *arguments: str) -> tuple[Path, list[str]]:
     return archive, outcome.output.splitlines()
 
 
-def test_a_package_reproduces_the_numbers_elsewhere(shipped: Project, tmp_path: Path) -> None:
-    archive, said = package(shipped)
+def test_a_package_reproduces_the_numbers_elsewhere(shipped: Project, packaged: tuple[Path, list[str]], tmp_path: Path) -> None:
+    archive, said = packaged
     first = archive.read_bytes()
     assert archive.name == "two-inputs-int8.tar.gz"
     assert package(shipped)[0].read_bytes() == first  # the same to the byte
@@ -113,9 +119,9 @@ def test_a_package_reproduces_the_numbers_elsewhere(shipped: Project, tmp_path: 
     assert (folder / "two-inputs-int8/1/model.bin").read_bytes() == (shipped.root / "build/correct_bias/model.bin").read_bytes()
 
 
-def test_what_is_wrong_with_a_model_is_noticed_where_it_runs(shipped: Project, tmp_path: Path) -> None:
+def test_what_is_wrong_with_a_model_is_noticed_where_it_runs(packaged: tuple[Path, list[str]], tmp_path: Path) -> None:
     """Another model in the package, as after a copy that went wrong."""
-    archive, _ = package(shipped)
+    archive, _ = packaged
     with tarfile.open(archive) as content:
         content.extractall(tmp_path, filter="data")
     folder = tmp_path / "two-inputs-int8"
@@ -126,8 +132,8 @@ def test_what_is_wrong_with_a_model_is_noticed_where_it_runs(shipped: Project, t
     assert subprocess.run(["sha256sum", "--check", "--status", "SHA256SUMS"], cwd=folder).returncode == 1
 
 
-def test_a_server_finds_the_model_and_its_settings(shipped: Project) -> None:
-    archive, _ = package(shipped)
+def test_a_server_finds_the_model_and_its_settings(shipped: Project, packaged: tuple[Path, list[str]]) -> None:
+    archive, _ = packaged
     folder = archive.with_name("two-inputs-int8")
     (entry,) = json.loads((folder / "config.json").read_text())["model_config_list"]
     server = entry["config"]
