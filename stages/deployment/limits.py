@@ -90,7 +90,8 @@ def _fidelity(check: Check, model: Deployable) -> Iterator[Finding]:
     if limit is None or model.quantizers is None:
         return
     if "ratio" not in model.fidelity:
-        raise UserError(f"check.maximal_fidelity is {limit:g}, but fidelity was not measured: evaluate.fidelity_samples is 0")
+        reason = model.fidelity.get("skipped", "evaluate.fidelity_samples is 0")
+        raise UserError(f"check.maximal_fidelity is {limit:g}, but fidelity was not measured: {reason}")
     ratio = model.fidelity["ratio"]
     yield Finding("fidelity", _unfaithful(ratio), f"at most {limit:g} times are allowed", ratio <= limit)
 

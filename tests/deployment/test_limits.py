@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from stages import check
 from stages.common.errors import UserError
@@ -16,6 +18,7 @@ from stages.deployment.comment import comment
 from stages.deployment.deployable import Deployable, deployable
 from stages.deployment.limits import against, baseline_of, findings, read_baseline
 from tests import built
+from tests.project import ROOT
 
 
 def limited(**limits: Any) -> Config:
@@ -193,3 +196,15 @@ def test_markdown(workspace: Path) -> None:
     assert text[-1] == "- speed-up is not compared"
     kept = limited(maximal_drop=0.1)
     assert comment(kept, model, findings(kept, model), []).startswith("✅ **INT8 of reader keeps all 1 limits**")
+
+
+def test_the_workflow_of_readme_runs_these_commands() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    (block,) = [block for block in re.findall(r"```yaml\n(.*?)```", text, re.DOTALL) if block.startswith("name: check\n")]
+    steps = [step.get("run", "") for step in yaml.safe_load(block)["jobs"]["check"]["steps"]]
+    commands = [step for step in steps if "stages.check" in step]
+    assert commands == ["python -m stages.check --markdown > comment.md"]
+    assert steps.index("dvc pull --run-cache && dvc repro") < steps.index(commands[0]) < len(steps) - 1
+    assert "comment.md" in steps[-1] and yaml.safe_load(block)["permissions"]["pull-requests"] == "write"
+    keys = next(line for line in text.splitlines() if line.startswith("check: {"))
+    assert set(yaml.safe_load(keys)["check"]) <= {field.name for field in dataclasses.fields(Check)}
