@@ -26,7 +26,7 @@ from stages.deployment.comment import comment
 from stages.deployment.deployable import Deployable, deployable
 from stages.deployment.freshness import fresh_config
 from stages.deployment.limits import Finding, against, baseline_of, findings, read_baseline
-from stages.stage import fail, quiet_libraries
+from stages.stage import fail, only_options, quiet_libraries
 
 NAME = "check"
 HELD, LEFT, NOTHING = 0, 1, 2  # exit codes
@@ -41,7 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--baseline", type=Path, metavar="FILE", help="instead of check.baseline")
     parser.add_argument("--write-baseline", type=Path, metavar="FILE", help="write what build/ has now, and check nothing")
     parser.add_argument("--markdown", action="store_true", help="print Markdown; what fails stands on stderr, too")
-    given = parser.parse_args(arguments)
+    given = only_options(parser, NAME, arguments)
     quiet_libraries()
     try:
         config = fresh_config()

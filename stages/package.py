@@ -27,7 +27,7 @@ from stages.configuration.loading import load_config
 from stages.configuration.schema import MODELS, Config
 from stages.deployment.deployable import deployable
 from stages.deployment.freshness import fresh_config
-from stages.stage import alone, fail, quiet_libraries
+from stages.stage import alone, fail, only_options, quiet_libraries
 
 NAME = "package"
 FOLDER = artifacts.folder(NAME)
@@ -40,7 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         prog="python -m stages.package", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--model", choices=MODELS, help="what to package; by default what package.model says")
-    chosen = parser.parse_args(arguments).model
+    chosen = only_options(parser, NAME, arguments).model
     quiet_libraries()
     try:
         load_config()  # or there is nothing to lock

@@ -6,9 +6,11 @@ import argparse
 import errno
 import fcntl
 import os
+import re
+import shlex
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TextIO
@@ -43,10 +45,27 @@ def execute(name: str, work: Callable[[], dict[str, Any] | None], patience: floa
     parser = argparse.ArgumentParser(
         prog=f"python -m stages.{name}", description=documentation, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.parse_args()
+    only_options(parser, name)
     code = guarded(name, work, patience)
     if code:
         sys.exit(code)
+
+
+def only_options(parser: argparse.ArgumentParser, name: str, arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """The arguments of a program that takes no overrides; one that is given is refused in a line that says where it belongs."""
+    given, others = parser.parse_known_args(arguments)
+    overrides = [other for other in others if re.match(r"[+~]*[\w./@-]+=", other) and not other.startswith("-")]
+    if overrides:
+        shown, changed = shlex.join(overrides), " ".join(f"-S {shlex.quote(override)}" for override in overrides)
+        _say(
+            name,
+            f"{shown}: overrides are not for `stages.{name}`, which reads what params.yaml says: write it there and run `dvc repro`, or"
+            f" build it beside that, `python -m stages.sweep -m {shown}`, or in its place, `dvc exp run {changed}`",
+        )
+        sys.exit(2)
+    if others:
+        parser.error(f"unrecognized arguments: {' '.join(others)}")
+    return given
 
 
 def guarded(name: str, work: Callable[[], dict[str, Any] | None], patience: float | None = None) -> int:

@@ -8,6 +8,10 @@ Examples:
     python -m stages.sweep -m quantization.preset=mixed bias_correction.enabled=true,false    a fixed value, and a swept one
     python -m stages.sweep -m quantization.preset=performance,mixed hydra/launcher=joblib     as many at once as there are cores
     python -m stages.sweep -m ... hydra/launcher=submitit_slurm hydra.launcher.partition=cpu  on a cluster with a shared disk
+    python -m stages.sweep -m ... hydra.sweep.dir=multirun/presets                            a folder with a name
+    python -m stages.sweep -m quantization.preset=mixed --cfg job --package quantization      only show what would be built
+    python -m stages.sweep --info defaults                                                    which files of conf/, in which order
+    eval "$(python -m stages.sweep --shell-completion install=bash)"                          TAB completes groups, keys and values
 
 Each job is a `dvc repro` in a copy of the project, multirun/<date>/<number>. The folder you are in, its params.yaml and its
 dvc.lock stay as they are. Jobs share DVC's cache, so what two of them do alike is done once, and a sweep that is run again
@@ -20,6 +24,7 @@ makes a job's parameters the project's own. Launchers other than Hydra's basic o
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import time
 from collections.abc import Sequence
@@ -29,11 +34,12 @@ from stages.common import artifacts
 from stages.common.errors import UserError
 from stages.common.units import plural
 from stages.configuration.composition import additions
+from stages.configuration.display import CONFIGS, INFOS, completion, composed, composition_info
 from stages.configuration.loading import load_config
 from stages.configuration.overrides import combinations
 from stages.stage import fail, quiet_libraries
 from stages.sweeps import comparison, job
-from stages.sweeps.launcher import launch, runs_in_parallel
+from stages.sweeps.launcher import folder_of_sweep, launch, runs_in_parallel
 from stages.sweeps.preparation import SWEEPS, prepare
 from stages.sweeps.results import table, variants
 from stages.tracking import links, runs, store
@@ -46,14 +52,40 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("-m", "--multirun", action="store_true", help="as for any Hydra program; sweeps are all that this one does")
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE,...", help="keys and groups with the values to try, comma-separated")
+    parser.add_argument("-c", "--cfg", choices=CONFIGS, help="show the composed configuration, and stop")
+    parser.add_argument("-p", "--package", metavar="KEY", help="of the configuration show this section alone")
+    parser.add_argument("-i", "--info", nargs="?", const="all", choices=INFOS, help="show how it is composed, and stop")
+    parser.add_argument("-sc", "--shell-completion", action="store_true", help="install=bash or uninstall=bash")
+    given = parser.parse_intermixed_args(arguments)
     quiet_libraries()
     try:
-        return sweep(parser.parse_args(arguments).overrides)
+        if given.shell_completion:
+            print(completion(" ".join(given.overrides), os.environ.get("COMP_LINE", ""), "stages.sweep"), end="")
+            return 0
+        if given.cfg or given.info:
+            return shown(given)
+        return sweep(given.overrides)
     except (UserError, OSError) as error:
         return fail("sweep", error, SWEEPS)
     except KeyboardInterrupt:
         print("sweep: interrupted", file=sys.stderr)
         return 130
+
+
+def shown(given: argparse.Namespace) -> int:
+    """Print the configuration of each job, or how it is composed; nothing is run."""
+    own, hydra = _split(given.overrides)
+    if given.cfg:
+        print("---\n".join(composed(own, hydra, combinations(own), given.cfg, given.package)), end="")
+    else:
+        print(composition_info(given.info, own, hydra), end="")
+    return 0
+
+
+def _split(overrides: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The overrides of the project's configuration, and those of Hydra's."""
+    hydra = [override for override in overrides if override.lstrip("+").startswith(("hydra.", "hydra/"))]
+    return [override for override in overrides if override not in hydra], hydra
 
 
 def sweep(overrides: Sequence[str]) -> int:
@@ -63,11 +95,10 @@ def sweep(overrides: Sequence[str]) -> int:
         UserError: an override or the project's configuration is wrong; nothing has run.
     """
     started = time.perf_counter()
-    hydra = [override for override in overrides if override.lstrip("+").startswith(("hydra.", "hydra/"))]
-    own = [override for override in overrides if override not in hydra]
+    own, hydra = _split(overrides)
     wanted = combinations(own)
+    place, hydra = folder_of_sweep(hydra)
     parallel = runs_in_parallel(hydra)
-    place = _new_folder()
     print(f"sweep: {plural(len(wanted), 'job')} in {place}/, and what they say in {place}/*.log", flush=True)
     jobs = prepare(place, wanted, parallel=parallel)
     interrupted = launch(place, additions(own), hydra)
@@ -84,12 +115,6 @@ def sweep(overrides: Sequence[str]) -> int:
         print("interrupted: the same command goes on, because what is done comes from the cache")
         return 130
     return int(len(succeeded) < len(jobs))
-
-
-def _new_folder() -> Path:
-    """A folder for this sweep that does not exist yet."""
-    name = time.strftime("%Y-%m-%d_%H-%M-%S")
-    return next(path for count in range(1, 1000) if not (path := SWEEPS / (name if count == 1 else f"{name}_{count}")).exists())
 
 
 # ------------------------------------------------------------------------------------------------ after

@@ -346,3 +346,15 @@ def test_every_module_that_runs_has_help_with_examples(
     assert shown.startswith(f"usage: python -m stages.{module}")
     examples = shown.partition("\nExamples:\n")[2]
     assert f"python -m stages.{module}" in examples or f"dvc repro {module}" in examples
+
+
+@pytest.mark.parametrize("module", [name for name in MODULES if name not in ("sweep", "promote", "translate_pot")])
+@pytest.mark.filterwarnings("ignore:.*found in sys.modules:RuntimeWarning")
+def test_overrides_of_a_stage_belong_elsewhere(module: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(sys, "argv", [module, "quantization.preset=mixed", "+a.b=[1, 2]"])
+    with pytest.raises(SystemExit, match=r"^2$"):
+        runpy.run_module(f"stages.{module}", run_name="__main__", alter_sys=True)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"{module}: error: quantization.preset=mixed '+a.b=[1, 2]': overrides are not for `stages.{module}`")
+    assert "`python -m stages.sweep -m quantization.preset=mixed '+a.b=[1, 2]'`" in line
+    assert "`dvc exp run -S quantization.preset=mixed -S '+a.b=[1, 2]'`" in line

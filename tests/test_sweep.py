@@ -105,7 +105,8 @@ def test_again_and_promoted(swept: tuple[Project, Outcome]) -> None:
         ("~quantization.preset", "cannot delete"),
         ("quantization.preset=[a", "is no override of the form key=value"),
         ("hydra/launcher=nothing", "pip install -e '.[sweep]'"),
-        ("hydra.sweep.dir=elsewhere", "cannot be set"),
+        ("hydra.sweep.dir=elsewhere", "expected a folder in multirun/, or outside the project"),
+        ("hydra.sweep.subdir=mine", "cannot be set"),
     ],
 )
 def test_mistakes_stop_before_anything_runs(project: Project, override: str, message: str) -> None:

@@ -113,7 +113,7 @@ def edited(text: str, overrides: Sequence[str]) -> EditedParams:
         ConfigError: an override cannot be read or cannot be written into params.yaml, or does not have the effect it asks for.
     """
     chosen, values = _parsed(overrides)
-    _merged(text, overrides)  # as Hydra's launchers will: it knows which keys and options there are
+    merged(text, overrides)  # as Hydra's launchers will: it knows which keys and options there are
     rewriter = _rewriter()
     params = rewriter.load(text) or rewriter.map()
     before = _without_values(params) if chosen else {}
@@ -208,10 +208,10 @@ def _insert_defaults(params: Any) -> Any:
 
 def _without_values(params: Mapping[str, Any]) -> dict[str, Any]:
     """What conf/ and the choices of `params` make, without the values in it."""
-    return _merged(_dump({DEFAULTS: params[DEFAULTS]} if DEFAULTS in params else {}))
+    return merged(_dump({DEFAULTS: params[DEFAULTS]} if DEFAULTS in params else {}))
 
 
-def _merged(params: str, overrides: Sequence[str] = ()) -> dict[str, Any]:
+def merged(params: str, overrides: Sequence[str] = ()) -> dict[str, Any]:
     """What conf/ and the content of a params.yaml make, interpolations as they stand."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / PARAMS
@@ -293,7 +293,7 @@ def _is_plain(text: str) -> bool:
 
 def _check_effect(text: str, values: Mapping[Key, Any]) -> None:
     """Compose what was written, and see that every value has arrived."""
-    composed = _merged(text)
+    composed = merged(text)
     for key, value in values.items():
         found = _at(composed, key)
         if found != value and not isinstance(value, Mapping):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,6 +17,35 @@ BASIC = ("hydra._internal.core_plugins.basic_sweeper.BasicSweeper", "hydra._inte
 QUIET = ("hydra.output_subdir=null", "hydra/job_logging=none", "hydra/hydra_logging=none", "hydra.sweep.subdir=${hydra.job.num}")
 
 
+def folder_of_sweep(overrides: Sequence[str]) -> tuple[Path, list[str]]:
+    """The folder of a new sweep, and Hydra's overrides without the one that sets it, `hydra.sweep.dir`.
+
+    Raises:
+        UserError: the folder is not empty, or in the project where DVC would take its jobs for parts of the project; or the folders
+            of jobs are to be named otherwise.
+    """
+    folders = [override.partition("=")[2].strip("'\"") for override in overrides if override.lstrip("+").startswith("hydra.sweep.dir=")]
+    others = [override for override in overrides if not override.lstrip("+").startswith("hydra.sweep.dir=")]
+    if any(override.lstrip("+").startswith("hydra.sweep.") for override in others):
+        raise UserError("hydra.sweep.subdir: cannot be set: the folder of a job is its number, by which `stages.promote` finds it")
+    if not folders:
+        name = time.strftime("%Y-%m-%d_%H-%M-%S")
+        return next(path for count in range(1, 1000) if not (path := SWEEPS / (name if count == 1 else f"{name}_{count}")).exists()), others
+    place, root = Path(os.path.normpath(folders[-1])), Path.cwd()
+    absolute, sweeps = place.resolve(), (root / SWEEPS).resolve()
+    inside = absolute.is_relative_to(root) and not absolute.is_relative_to(sweeps)
+    if "${" in folders[-1] or not folders[-1]:
+        raise UserError(f"hydra.sweep.dir: {folders[-1]!r} is not allowed; expected a folder, e.g. {SWEEPS}/presets")
+    if inside or absolute == sweeps:
+        raise UserError(
+            f"hydra.sweep.dir: {folders[-1]!r} is not allowed; expected a folder in {SWEEPS}/, or outside the project: elsewhere DVC would"
+            " take the jobs' pipelines for the project's own"
+        )
+    if place.exists() and (not place.is_dir() or any(place.iterdir())):
+        raise UserError(f"hydra.sweep.dir: {folders[-1]!r} is not allowed; expected a folder that is empty, or not there")
+    return place, others
+
+
 def runs_in_parallel(overrides: Sequence[str]) -> bool:
     """Whether Hydra's launcher may run several jobs at once.
 
@@ -24,8 +54,6 @@ def runs_in_parallel(overrides: Sequence[str]) -> bool:
     """
     import hydra
 
-    if any(override.lstrip("+").startswith("hydra.sweep.") for override in overrides):
-        raise UserError(f"hydra.sweep: the folders of a sweep are in {SWEEPS}/ and cannot be set")
     try:
         with composing():
             settings = hydra.compose("config", overrides=list(overrides), return_hydra_config=True).hydra

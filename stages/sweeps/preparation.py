@@ -31,7 +31,7 @@ def prepare(place: Path, wanted: Sequence[Combination], *, parallel: bool) -> li
     """
     root, text = Path.cwd(), PARAMS.read_text(encoding="utf-8") if PARAMS.exists() else ""
     cache = copies.cache_folder(root)
-    place.mkdir(parents=True)
+    place.mkdir(parents=True, exist_ok=True)
     (place / PARAMS).write_text(text, encoding="utf-8")  # `promote` sees whether it has been edited since
     edits = [edited(text, combination.overrides) for combination in wanted]
     for note in dict.fromkeys(note for edit in edits for note in edit.notes):
