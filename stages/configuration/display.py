@@ -145,12 +145,12 @@ def _choices(key: str) -> list[str]:
     *sections, name = key.split(".")
     for part in sections:
         field = next((field for field in dataclasses.fields(section) if field.name == part), None)
-        kind = field.default_factory if field is not None else None
+        kind: Any = field.default_factory if field is not None else None
         if not dataclasses.is_dataclass(kind):
             return []
         section = kind
     for field in dataclasses.fields(section):
         if field.name == name:
-            default = field.default
+            default: Any = field.default
             return ["true", "false"] if isinstance(default, bool) else [str(choice) for choice in field.metadata.get("choices", ())]
     return []

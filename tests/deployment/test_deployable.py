@@ -62,7 +62,7 @@ def test_numbers_of_searches(workspace: Path) -> None:
     assert tuned.metrics["exact_match"]["value"] == pytest.approx(0.894)
     assert tuned.latency_ms is not None and tuned.latency_ms["median"] == 3.75
     assert tuned.speed_up is not None and tuned.speed_up["median"] == 1.6
-    assert tuned.throughput is kept.throughput is None
+    assert [tuned.throughput, kept.throughput] == [None, None]
 
 
 def test_a_search_that_kept_int8_has_its_numbers(workspace: Path) -> None:
@@ -91,7 +91,7 @@ def test_without_a_benchmark_there_are_no_speeds(workspace: Path) -> None:
     (workspace / "build/evaluate/latency.json").write_text("{}")
     for name in ("int8", "fp32"):
         model = deployable(built.config(), name)
-        assert model.latency_ms is model.speed_up is model.throughput is None
+        assert [model.latency_ms, model.speed_up, model.throughput] == [None, None, None]
 
 
 @pytest.mark.parametrize("stage", ["accuracy_aware", "tune"])
