@@ -55,6 +55,20 @@ def model_names(precisions: Mapping[str, str]) -> dict[str, str]:
     return names
 
 
+def logged(metric: Mapping[str, Any], name: str, numbers: Mapping[str, float | None]) -> dict[str, float | None]:
+    """Numbers of a metric by key, as they are logged where no unit is shown beside them: of a share in percent, its differences in points.
+
+    What differs comes first in their names: `drop_points.accuracy`, `int8_percent.accuracy`; of anything but a share `drop.error`.
+    """
+    found = {}
+    for key, value in numbers.items():
+        words = key.split("_")
+        unit = "percent" if "relative" in words else "points" if {"drop", "limit"} & {*words} else "percent"
+        shared = metric["share"] and value is not None
+        found[f"{key}_{unit}.{name}" if metric["share"] else f"{key}.{name}"] = 100 * value if shared and value is not None else value
+    return found
+
+
 def some(names: Sequence[str]) -> str:
     """The first names of a list, with an ellipsis for the others."""
     return ", ".join([*names[:MOST_NAMES], *(["..."] if len(names) > MOST_NAMES else [])])

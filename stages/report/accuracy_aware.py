@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
-from stages.common.units import difference, drop, number, plural, ratio, some
+from stages.common.units import difference, drop, logged, number, plural, ratio, some
 from stages.report import search_results
 
 NAME = "accuracy_aware"
@@ -60,9 +60,10 @@ def metrics() -> dict[str, float | None]:
     values: dict[str, float | None] = {"holds": float(found["holds"]), "reverted_layers": float(len(found["reverted"]))}
     values["models_tried"] = float(found["models_tried"])
     for name, metric in found["metrics"].items():
-        values |= {f"{key}.{name}": metric[key] for key in ("value", "drop", "drop_low", "drop_high", "limit")}
+        values |= logged(metric, name, {key: metric[key] for key in ("drop", "value", "drop_low", "drop_high", "limit")})
         if metric["held_out"]:
-            values |= {f"held_out_{key}.{name}": metric["held_out"][key] for key in ("value", "drop", "drop_low", "drop_high")}
+            held_out = {f"held_out_{key}": metric["held_out"][key] for key in ("value", "drop", "drop_low", "drop_high")}
+            values |= logged(metric, name, held_out)
     if measured := speed():
         values["latency_ms"] = measured["latency_ms"][NAME]["median"]
         values |= {f"speed_up.{model}": spread["median"] for model, spread in measured["speed_up"].items()}
@@ -72,8 +73,10 @@ def metrics() -> dict[str, float | None]:
 
 def steps() -> list[tuple[str, float, int]]:
     """For MLflow: name, value and iteration of what changes from model to model."""
-    rows = trace()
+    rows, metrics = trace(), result().get("metrics", {})
     found = [(f"{NAME}.steps/reverted_layers", float(row["reverted_layers"]), int(row["iteration"])) for row in rows]
     for row in rows:
-        found += [(f"{NAME}.steps/drop.{name}", float(drop), int(row["iteration"])) for name, drop in (row["drops"] or {}).items()]
+        for name, value in (row["drops"] or {}).items():
+            ((key, drop),) = logged(metrics[name], name, {"drop": value}).items()
+            found.append((f"{NAME}.steps/{key}", float(drop or 0.0), int(row["iteration"])))
     return found

@@ -6,12 +6,13 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
-from stages.common.units import drop, metric_value, number, plural, ratio, some
+from stages.common.units import drop, logged, metric_value, number, plural, ratio, some
 from stages.report import search_results
 
 NAME = "tune"
 MODEL = ("model.xml", "model.bin", "quantizers.json")  # what makes a result another one; not its timings
 STEPS = ("loss", "accuracy_loss", "speed_up", "latency_ms", "quantized_layers")  # of trials.json
+SHARES = ("accuracy_loss", "quantized_layers")
 BEST = ("loss", "speed_up")  # of best_so_far.json
 
 # What the stage wrote.
@@ -77,11 +78,11 @@ def metrics() -> dict[str, float | None]:
     if not found:
         return {}
     best = found["best"]
-    values: dict[str, float | None] = {name: float(best[name]) for name in ("within_budget", "target_met", "accuracy_loss")}
+    values: dict[str, float | None] = {name: float(best[name]) for name in ("within_budget", "target_met")}
+    values["accuracy_loss_percent"] = 100 * best["accuracy_loss"]
     values |= {"trials": float(found["trials"]), "given_up": float(found["given_up"]), "float_layers": float(len(best["float_layers"]))}
     for name, metric in best["metrics"].items():
-        values |= {f"{key}.{name}": metric[source] for key, source in (("value", "int8"), ("drop", "drop"))}
-        values |= {f"{key}.{name}": metric[key] for key in ("drop_low", "drop_high")}
+        values |= logged(metric, name, {"value": metric["int8"], **{key: metric[key] for key in ("drop", "drop_low", "drop_high")}})
     if measured := speed():
         values["latency_ms"] = measured["latency_ms"]["best"]["median"]
         values |= {f"speed_up.{name}": spread["median"] for name, spread in measured["speed_up"].items()}
@@ -94,5 +95,15 @@ def steps() -> list[tuple[str, float, int]]:
     found = []
     for prefix, rows, keys in (("trial", table("trials"), STEPS), ("best", table("best_so_far"), BEST)):
         for row in rows:
-            found += [(f"{NAME}.trials/{prefix}.{key}", float(row[key]), int(row["trial"])) for key in keys if row[key] is not None]
+            known = {_logged(key): _number(key, row[key]) for key in keys if row[key] is not None}
+            found += [(f"{NAME}.trials/{prefix}.{key}", value, int(row["trial"])) for key, value in known.items()]
     return found
+
+
+def _logged(key: str) -> str:
+    """The name of a trial's number where no unit is shown beside it."""
+    return f"{key}_percent" if key in SHARES else key
+
+
+def _number(key: str, value: float) -> float:
+    return 100 * value if key in SHARES else float(value)

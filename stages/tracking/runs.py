@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stages.common import artifacts
+from stages.common.units import logged
 from stages.configuration.schema import APART, Config
 from stages.report import accuracy_aware, page, tune
 from stages.report.summary import summary
@@ -232,32 +233,31 @@ def parameters_of(config: Config) -> dict[str, str]:
 
 
 def metrics_of(config: Config) -> dict[str, float]:
-    """Everything that was measured, the primary metric first: MLflow's comparison plots the first one.
+    """Everything that was measured, the primary metric's drop first: MLflow's comparison plots the first one.
 
-    MLflow groups charts by what stands before the slash, sorts them by name, and cuts off long names: what one looks at first
-    is in `evaluate`, and what differs stands at the front.
+    MLflow sorts charts and columns by name, cuts off names that are long, and rounds: what one looks at first has no prefix, what
+    differs stands at the front, shares are in percent and their differences in points. What stands before a slash is a group of charts.
     """
     folder = artifacts.folder("evaluate")
     evaluation, speed = artifacts.read_json(folder / "evaluation.json"), artifacts.read_json(folder / "latency.json")
     metrics: dict[str, float | None] = {}
     details: dict[str, float | None] = {}
     for name, metric in evaluation["metrics"].items():
-        metrics |= {f"{key}.{name}": metric[key] for key in ("int8", "drop")}
-        details |= {f"{key}.{name}": metric[key] for key in ("fp32", "default", "drop_low", "drop_high", "relative_drop")}
-        details |= {f"{key}.{name}": metric.get(key) for key in ("precision_drop", "quantization_drop")}
+        metrics |= logged(metric, name, {key: metric[key] for key in ("drop", "int8")})
+        more = ("fp32", "default", "drop_low", "drop_high", "relative_drop", "precision_drop", "quantization_drop")
+        details |= logged(metric, name, {key: metric.get(key) for key in more})
     if speed:
-        latency = {model: time["median"] for model, time in speed["latency_ms"].items()}
-        for name, values in (("latency_ms", latency), ("throughput", speed["throughput"])):
-            metrics[f"int8.{name}"] = values["int8"]
-            details |= {f"{model}.{name}": values[model] for model in ("fp32", "default")}
         for model, ratio in speed["speed_up"].items():
             metrics[f"speed_up.{model}"] = ratio["median"]
             details |= {f"speed_up_{side}.{model}": ratio[side] for side in ("low", "high")}
-    metrics["int8.size_mb"] = evaluation["size_bytes"]["int8"] / 1e6
-    details["fidelity"] = evaluation["fidelity"].get("ratio")
-    details["fp32.size_mb"] = evaluation["size_bytes"]["fp32"] / 1e6
-    named = {f"evaluate/{name}": value for name, value in metrics.items()}
-    named |= {f"evaluate.details/{name}": value for name, value in details.items()}
+        latency = {model: time["median"] for model, time in speed["latency_ms"].items()}
+        for name, values in (("latency_ms", latency), ("throughput", speed["throughput"])):
+            metrics[f"{name}.int8"] = values["int8"]
+            details |= {f"{name}.{model}": values[model] for model in ("fp32", "default")}
+    size = evaluation["size_bytes"]
+    metrics |= {"size_mb.int8": size["int8"] / 1e6, "times_smaller": size["fp32"] / size["int8"]}
+    details |= {"fidelity": evaluation["fidelity"].get("ratio"), "size_mb.fp32": size["fp32"] / 1e6}
+    named = metrics | {f"details/{name}": value for name, value in details.items()}
     named |= accuracy_aware.metrics()
     named |= tune.metrics()
     for name, record in _records().items():

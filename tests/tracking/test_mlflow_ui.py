@@ -59,10 +59,10 @@ def test_the_comparison_opens_with_runs_and_metrics(server: str, text_of: Browse
     text = text_of(link.removeprefix(f"{server}/"), "comparison")
     names = set(re.findall(r"(?:performance|mixed)·[0-9a-f]{6}", text))
     assert {name.split("·")[0] for name in names} == {"performance", "mixed"}
-    for metric in ("evaluate/int8.exact_match", "evaluate/drop.exact_match", "evaluate/int8.latency_ms"):
+    for metric in ("drop_points.exact_match", "int8_percent.exact_match", "latency_ms.int8", "speed_up.default"):
         assert metric in text
     # The headline comes before its details.
-    assert text.index("evaluate/int8.exact_match") < text.index("evaluate.details")
+    assert text.index("drop_points.exact_match") < text.index("details/")
 
 
 def test_layers_are_compared_side_by_side(server: str, text_of: Browser) -> None:

@@ -50,16 +50,19 @@ def test_a_run_is_complete(workspace: Path) -> None:
     assert not [name for name in parameters if name.startswith("tracking")]
 
     metrics = run.data.metrics
-    assert metrics["evaluate/int8.exact_match"] == pytest.approx(0.881)
-    assert metrics["evaluate/drop.exact_match"] == pytest.approx(0.021)
-    assert metrics["evaluate.details/drop_low.exact_match"] == pytest.approx(0.011)
-    assert metrics["evaluate/int8.latency_ms"] == 4.0
-    assert metrics["evaluate/speed_up.fp32"] == 3.0
-    assert metrics["evaluate/speed_up.default"] == 1.5
-    assert metrics["evaluate/int8.throughput"] == 500.0
-    assert metrics["evaluate/int8.size_mb"] == 3.1
-    assert metrics["evaluate.details/fidelity"] == 0.4
-    assert "evaluate.details/relative_drop.error" not in metrics  # FP32 has no error to be relative to
+    assert metrics["int8_percent.exact_match"] == pytest.approx(88.1)
+    assert metrics["drop_points.exact_match"] == pytest.approx(2.1)
+    assert metrics["details/drop_low_points.exact_match"] == pytest.approx(1.1)
+    assert metrics["details/relative_drop_percent.exact_match"] == pytest.approx(100 * 0.021 / 0.902)
+    assert (metrics["drop.error"], metrics["int8.error"]) == (0.04, 0.04)  # no share
+    assert metrics["latency_ms.int8"] == 4.0
+    assert metrics["speed_up.fp32"] == 3.0
+    assert metrics["speed_up.default"] == 1.5
+    assert metrics["throughput.int8"] == 500.0
+    assert metrics["size_mb.int8"] == 3.1
+    assert metrics["times_smaller"] == pytest.approx(10.9 / 3.1)
+    assert metrics["details/fidelity"] == 0.4
+    assert "details/relative_drop.error" not in metrics  # FP32 has no error to be relative to
     for position, stage in enumerate(STAGES):
         assert metrics[f"seconds/{stage}"] == position + 0.5
         assert metrics[f"peak_memory_mb/{stage}"] == 100.0 + position
@@ -96,15 +99,15 @@ def test_a_search_is_logged_with_its_trials(workspace: Path) -> None:
     (run,) = logged_runs(workspace)
     metrics = run.data.metrics
     expected = {
-        "accuracy_loss": 0.0087,
-        "value.exact_match": 0.894,
+        "accuracy_loss_percent": 0.87,
+        "value_percent.exact_match": 89.4,
         "speed_up.default": 1.6,
         "latency_ms": 3.75,
         "float_layers": 1,
         "trials": 4,
     }
     assert {name: metrics[f"tune/{name}"] for name in expected} == pytest.approx(expected)
-    assert history(workspace, run, "tune.trials/trial.accuracy_loss") == {1: 0.0233, 2: 0.005, 3: 0.0087, 4: 0.5}
+    assert history(workspace, run, "tune.trials/trial.accuracy_loss_percent") == pytest.approx({1: 2.33, 2: 0.5, 3: 0.87, 4: 50.0})
     assert history(workspace, run, "tune.trials/best.speed_up") == {2: 1.3, 3: 1.6, 4: 1.6}  # none was within the budget before
     folder = Path(run.info.artifact_uri.removeprefix("file://"))
     for name in ("trade_off", "best_so_far", "importance"):
@@ -120,11 +123,13 @@ def test_an_accuracy_budget_is_logged_with_its_trace(workspace: Path) -> None:
     assert runs.content_key(built.config()) != key
     track.main(built.config())
     (run,) = logged_runs(workspace)
-    expected = {"holds": 1, "reverted_layers": 1, "models_tried": 3, "drop.exact_match": 0.008, "limit.exact_match": 0.01}
-    expected |= {"held_out_drop.exact_match": 0.012, "latency_ms": 4.0, "speed_up.int8": 0.96}
+    expected = {"holds": 1, "reverted_layers": 1, "models_tried": 3, "drop_points.exact_match": 0.8, "limit_points.exact_match": 1.0}
+    expected |= {"held_out_drop_points.exact_match": 1.2, "latency_ms": 4.0, "speed_up.int8": 0.96}
     assert {name: run.data.metrics[f"accuracy_aware/{name}"] for name in expected} == pytest.approx(expected)
     assert history(workspace, run, "accuracy_aware.steps/reverted_layers") == {0: 0, 1: 1, 2: 2}
-    assert history(workspace, run, "accuracy_aware.steps/drop.exact_match") == {0: 0.03, 1: 0.008}  # the last was given up early
+    assert history(workspace, run, "accuracy_aware.steps/drop_points.exact_match") == pytest.approx(
+        {0: 3.0, 1: 0.8}
+    )  # the last was given up early
     folder = Path(run.info.artifact_uri.removeprefix("file://"))
     table = json.loads((folder / "reverted_layers.json").read_text())
     assert table["data"] == [["/backbone/conv_0/Conv", "Convolution", 0, 1]]
@@ -154,7 +159,7 @@ def test_trials_are_child_runs_on_request(workspace: Path) -> None:
 
 
 def test_the_primary_metric_is_the_first_one_logged(workspace: Path) -> None:
-    assert next(iter(runs.metrics_of(built.config()))) == "evaluate/int8.exact_match"
+    assert next(iter(runs.metrics_of(built.config()))) == "drop_points.exact_match"
 
 
 def test_same_result_same_run_and_another_preset_another_run(workspace: Path, capsys: pytest.CaptureFixture[str]) -> None:
