@@ -19,6 +19,7 @@ from stages.common.units import logged
 from stages.configuration.schema import APART, Config
 from stages.report import accuracy_aware, page, tune
 from stages.report.summary import summary
+from stages.tracking.lineage import DESCRIPTION, data_inputs, dvc_tags, worst_first
 from stages.tracking.store import KEY_TAG, Run, experiment_id_of, find_in_sqlite, follow_the_project, mlflow_client
 
 if TYPE_CHECKING:
@@ -98,7 +99,7 @@ def log_sweep(uri: str, experiment: str, name: str, summary: str, html: str) -> 
 
 def _log(client: MlflowClient, config: Config, uri: str, key: str, label: str) -> tuple[Run, bool]:
     """Log through MLflow, unless it has the result already; the run, and whether it is new."""
-    experiment_id = experiment_id_of(client, uri, config.tracking.experiment)
+    experiment_id = experiment_id_of(client, uri, config.tracking.experiment, DESCRIPTION)
     same_key = client.search_runs([experiment_id], f"tags.{KEY_TAG} = '{key}'")
     for found in same_key:
         if found.info.status == "FINISHED":
@@ -116,7 +117,8 @@ def _log_run(client: MlflowClient, config: Config, experiment_id: str, key: str,
     # The duration that MLflow shows is that of the stages, also when DVC restored them from its cache.
     start = end - int(1000 * sum(record["seconds"] for record in _records().values()))
     name = f"{label or config.quantization.preset}·{key[:6]}"
-    tags = {KEY_TAG: key, "mlflow.source.name": "dvc repro", "mlflow.note.content": f"```\n{summary(config)}\n```", **_git_commit()}
+    tags = {KEY_TAG: key, "mlflow.source.name": "dvc repro", "mlflow.note.content": f"```\n{summary(config)}\n```"}
+    tags |= _git_commit() | dvc_tags()
     run_id = client.create_run(experiment_id, start_time=start, run_name=name, tags=tags).info.run_id
     status = RunStatus.to_string(RunStatus.FAILED)
     try:
@@ -124,6 +126,7 @@ def _log_run(client: MlflowClient, config: Config, experiment_id: str, key: str,
         for first in range(0, len(parameters), BATCH):
             client.log_batch(run_id, params=parameters[first : first + BATCH])
         client.log_batch(run_id, metrics=[Metric(name, value, end, 0) for name, value in metrics_of(config).items()])
+        client.log_inputs(run_id, data_inputs(config))
         found = (*accuracy_aware.steps(), *tune.steps())
         steps = [Metric(_allowed(name), value, end, step) for name, value, step in found]
         for first in range(0, len(steps), BATCH):
@@ -141,7 +144,7 @@ def _log_files(client: MlflowClient, run_id: str, config: Config) -> None:
     from stages.tracking import plots
 
     quantize, correct_bias, evaluate = (artifacts.folder(name) for name in ("quantize", "correct_bias", "evaluate"))
-    rows = artifacts.read_json(evaluate / "layers.json")
+    rows = worst_first(artifacts.read_json(evaluate / "layers.json"))
     if rows:
         client.log_table(run_id, {column: [row[column] for row in rows] for column in rows[0]}, "layers.json")
     details = (artifacts.CONFIG, quantize / "quantizers.json", correct_bias / "corrections.json", evaluate / "evaluation.json")

@@ -176,8 +176,9 @@ def _only_writer(uri: str) -> Iterator[None]:
         yield
 
 
-def experiment_id_of(client: MlflowClient, uri: str, name: str) -> str:
-    """The experiment's id; it is created where it does not exist, with its artifacts beside an SQLite store, or in the project.
+def experiment_id_of(client: MlflowClient, uri: str, name: str, description: str = "") -> str:
+    """The experiment's id; it is created where it does not exist, with a description. Its artifacts are then beside an SQLite store, or in
+    the project.
 
     An MLflow server knows a place of its own for them.
     """
@@ -187,4 +188,5 @@ def experiment_id_of(client: MlflowClient, uri: str, name: str) -> str:
             raise UserError(f"MLflow's experiment {name!r} is deleted: `mlflow experiments restore -x {found.experiment_id}`, or rename it")
         return str(found.experiment_id)
     location = None if uri.startswith(("http", "databricks")) else (_home(uri) / ARTIFACTS).as_uri()
-    return client.create_experiment(name, artifact_location=location, tags={"mlflow.experimentKind": "custom_model_development"})
+    tags = {"mlflow.experimentKind": "custom_model_development"} | ({"mlflow.note.content": description} if description else {})
+    return client.create_experiment(name, artifact_location=location, tags=tags)

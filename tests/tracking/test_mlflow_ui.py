@@ -68,9 +68,9 @@ def test_the_comparison_opens_with_runs_and_metrics(server: str, text_of: Browse
 def test_layers_are_compared_side_by_side(server: str, text_of: Browser) -> None:
     text = text_of("#/experiments/1/runs?workflowType=machine_learning&compareRunsMode=ARTIFACT", "layers")
     assert "layers.json" in text
-    assert "/backbone/conv_0/Conv:0" in text
+    assert "/backbone/conv_11/Conv:1" in text  # the noisiest is on top
     assert "sqnr_db" in text
-    assert "45" in text  # the first layer's
+    assert "10.5" in text  # its noise: 45 - 2.5 * 11 - 7
 
 
 def test_a_run_shows_the_summary(server: str, text_of: Browser) -> None:

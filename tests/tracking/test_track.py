@@ -18,7 +18,7 @@ import pytest
 
 from stages import track
 from stages.configuration.schema import Tune
-from stages.tracking import plots, runs, store
+from stages.tracking import lineage, plots, runs, store
 from tests import built
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -88,7 +88,42 @@ def test_a_run_is_complete(workspace: Path) -> None:
     table = json.loads((artifacts / "layers.json").read_text())
     assert table["columns"][:2] == ["layer", "sqnr_db"]
     assert len(table["data"]) == len(built.layers())
+    noise = [row[1] for row in table["data"] if row[1] is not None]
+    assert table["data"][0][0] == "/backbone/conv_11/Conv:1" and noise == sorted(noise)  # the noisiest first
+    assert [row[1] for row in table["data"]][len(noise) :] == [None] * (len(table["data"]) - len(noise))
     assert "exact_match" in run.data.tags["mlflow.note.content"]
+
+
+def test_a_run_knows_its_data_and_what_dvc_keeps(workspace: Path) -> None:
+    from mlflow.tracking import MlflowClient
+
+    track.main(built.config())
+    (run,) = logged_runs(workspace)
+    found = {entry.tags[0].value: entry.dataset for entry in run.inputs.dataset_inputs}
+    assert {kind: (dataset.name, dataset.digest) for kind, dataset in found.items()} == {
+        "calibration": ("lines", "a"),
+        "validation": ("lines", "b"),
+    }
+    assert json.loads(found["validation"].profile) == {"samples": 1000}
+    assert "TextLines" in found["calibration"].source
+    tags = run.data.tags
+    assert {name for name in tags if name.startswith("dvc.")} == {
+        f"dvc.{stage}" for stage in ("prepare", "quantize", "correct_bias", "accuracy_aware", "tune")
+    }
+    experiment = MlflowClient(f"sqlite:///{workspace / 'mlflow.db'}").get_experiment_by_name("quantization")
+    assert "speed_up.default" in experiment.tags["mlflow.note.content"]
+
+
+def test_hashes_are_dvcs_own(tmp_path: Path) -> None:
+    from dvc.repo import Repo
+
+    folder = tmp_path / "out"
+    (folder / "a").mkdir(parents=True)
+    for name, text in (("a/one", "1"), ("a-two", "2"), ("three.json", "ä")):
+        (folder / name).write_text(text, encoding="utf-8")
+    with Repo.init(str(tmp_path), no_scm=True) as repo:
+        (stage,) = repo.add(str(folder))
+    assert lineage.dvc_hash(folder) == stage.outs[0].hash_info.value
 
 
 def test_a_search_is_logged_with_its_trials(workspace: Path) -> None:
