@@ -20,6 +20,8 @@ from typing import Any
 
 import pytest
 
+from tests.project import ROOT
+
 needs_chromium = [
     pytest.mark.browser,
     pytest.mark.skipif(not shutil.which("chromium"), reason="no chromium: `apt-get install chromium` makes these tests run"),
@@ -44,6 +46,17 @@ READ, WRITE = 3, 4  # Chromium's ends of the pipes
 PATIENCE = 120.0  # seconds, on a busy machine
 
 
+def axe_core() -> Path:
+    """axe-core's file, where npm has put it: a folder of NODE_PATH, the project's node_modules, or npm's global one."""
+    places = [*os.environ.get("NODE_PATH", "").split(os.pathsep), str(ROOT / "node_modules")]
+    if npm := shutil.which("npm"):
+        places.append(subprocess.run([npm, "root", "--global"], capture_output=True, text=True, check=False).stdout.strip())
+    for path in (Path(place) / "axe-core" / "axe.min.js" for place in places if place):
+        if path.is_file():
+            return path
+    pytest.skip("no axe-core: `npm install --global axe-core` makes this test run")
+
+
 class Browser:
     """One page."""
 
@@ -56,8 +69,10 @@ class Browser:
         self._session = self._ask("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
         self._ask("Page.enable")
 
-    def open(self, address: str, *texts: str, width: int = 1600, height: int = 1200) -> None:
+    def open(self, address: str, *texts: str, width: int = 1600, height: int = 1200, dark: bool = False) -> None:
         """Go to an address, and wait until all of `texts` are somewhere on the page."""
+        scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
+        self._ask("Emulation.setEmulatedMedia", features=[scheme])
         self._ask("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=False)
         self._ask("Page.navigate", url=address)
         end = time.monotonic() + PATIENCE
@@ -73,6 +88,20 @@ class Browser:
     def evaluate(self, expression: str) -> list[Any]:
         """The value of a JavaScript expression in the page and each frame in it."""
         return [value for frame in list(self._frames()) if (value := self._in_frame(frame, expression)) is not None]
+
+    def press(self, key: str) -> None:
+        """Press a key, e.g. `Tab`."""
+        codes = {"Tab": 9, "Enter": 13, " ": 32}
+        for kind in ("keyDown", "keyUp"):
+            more = {"text": "\r" if key == "Enter" else key} if kind == "keyDown" and key != "Tab" else {}
+            self._ask("Input.dispatchKeyEvent", type=kind, key=key, windowsVirtualKeyCode=codes[key], **more)
+
+    def axe(self) -> list[str]:
+        """What axe-core finds wrong with the page for those who cannot see it well: rule, and where."""
+        faults = "found.violations.flatMap(v => v.nodes.map(n => v.id + ': ' + n.html.slice(0, 160)))"
+        # In one expression: each has a world of its own.
+        found = self.evaluate(f"{axe_core().read_text(encoding='utf-8')}; axe.run().then(found => {faults})")
+        return [str(line) for lines in found for line in lines]
 
     def screenshot(self, path: Path, *, full: bool = False) -> None:
         """Keep a picture of what is seen, or of all that can be scrolled to."""
@@ -91,7 +120,7 @@ class Browser:
     def _in_frame(self, frame: str, expression: str) -> Any:
         try:
             world = self._ask("Page.createIsolatedWorld", frameId=frame)["executionContextId"]
-            found = self._ask("Runtime.evaluate", expression=expression, contextId=world, returnByValue=True)
+            found = self._ask("Runtime.evaluate", expression=expression, contextId=world, returnByValue=True, awaitPromise=True)
         except LookupError:
             return None  # the page has gone on meanwhile
         return found["result"].get("value")

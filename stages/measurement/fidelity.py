@@ -80,8 +80,8 @@ def check(
         ready: By hint, a compilation that there is already, to be checked in place of a new one.
 
     Returns:
-        What evaluation.json holds under `fidelity`: see `finding`; and `warning`, a sentence where they part. Where the model compiles but
-        not what it is compared with, only `skipped`, the reason, and a warning of that.
+        What evaluation.json holds under `fidelity`: see `finding`; `saturates`; and `warning`, a sentence where they part. Where the model
+        compiles but not what it is compared with, only `skipped`, the reason, and a warning of that.
 
     Raises:
         UserError: the device cannot run the model.
@@ -91,7 +91,7 @@ def check(
     except UserError as error:
         engine.compile(model, settings, precision)
         return {"skipped": str(error), "warning": f"whether INT8 computes what it says was not checked: {error}"}
-    return result | {"warning": warning(result, settings)}
+    return result | {"saturates": saturates(result, settings), "warning": warning(result, settings)}
 
 
 def _check(
@@ -281,6 +281,12 @@ def parts(result: Mapping[str, Any]) -> bool:
     return bool(result["ratio"] > result["limit"])
 
 
+def saturates(result: Mapping[str, Any], settings: Engine) -> bool:
+    """Whether the model parts from what it says where the device adds up in 16 bits: halved weights may help."""
+    first = result["first"]
+    return parts(result) and first is not None and first["type"] in WEIGHTED and sums_saturate(settings.device)
+
+
 def warning(result: Mapping[str, Any], settings: Engine) -> str | None:
     """What a user must know of a model that parts from what it says, and what may help; None where it does not."""
     if not parts(result):
@@ -294,7 +300,7 @@ def warning(result: Mapping[str, Any], settings: Engine) -> str | None:
         f"{settings.device} does not compute what the INT8 model says: {where} it differs by {result['ratio']:g} times what rounding"
         f" explains, {seen}"
     )
-    if first is not None and first["type"] in WEIGHTED and sums_saturate(settings.device):
+    if saturates(result, settings):
         return (
             f"{text}. It adds products of 8 bits up in 16 bits, which saturate: set quantization.saturation_fix to all, leave products"
             " of two activations in floating point, or use a CPU with VNNI"

@@ -10,7 +10,6 @@ from typing import Any
 from stages.common import artifacts
 from stages.common.units import amount, drop, metric_value, number, plural
 from stages.report import accuracy_aware
-from stages.report.search_results import latency_and_size
 from stages.report.tradeoff import Point
 
 NAME = "budget kept"
@@ -93,15 +92,6 @@ def _budget_row(name: str, metric: Mapping[str, Any]) -> BudgetRow:
 def _tried(row: Mapping[str, Any], metric: Mapping[str, Any]) -> TraceRow:
     lost = "–" if row["drop"] is None else amount(metric, row["drop"])
     return TraceRow(row["iteration"], row["phase"], ", ".join(row["layers"]), row["reverted_layers"], lost, row["why"])
-
-
-def cells(evaluation: Mapping[str, Any]) -> dict[str, str]:
-    """The model's column in the table of results, by row; empty where the stage is disabled. Metrics are those of all samples."""
-    found = accuracy_aware.result()
-    if not found:
-        return {}
-    shown = {name: metric_value(metric, found["values"][name]) for name, metric in evaluation["metrics"].items()}
-    return shown | latency_and_size(accuracy_aware.NAME, accuracy_aware.NAME)
 
 
 def points(name: str, metric: Mapping[str, Any], default_ms: float) -> list[Point]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import yaml
@@ -14,7 +13,10 @@ from stages.common.units import model_names, number, plural
 from stages.configuration.schema import Config
 from stages.report import accuracy_aware_section, layers, provenance, results, search_results, tune_section
 from stages.report.accuracy_aware_section import BudgetSection
+from stages.report.advice import Advice, advice
+from stages.report.facts import facts
 from stages.report.left_float import by_reason, left_biases, left_float
+from stages.report.measured import INT8, models, to_deploy
 from stages.report.tradeoff import Picture
 from stages.report.tune_section import Tuning
 
@@ -28,9 +30,11 @@ class Report:
     preset: str
     device: str
     verdict: str
+    advice: tuple[Advice, ...]
     warnings: tuple[str, ...]
     figures: tuple[results.Figure, ...]
     columns: tuple[str, ...]
+    chosen: str  # the column of the model to deploy
     results: tuple[results.Row, ...]
     calibration: int
     validation: int
@@ -90,12 +94,16 @@ def contents(config: Config, key: str) -> Report:
     confidence = f"{100 * evaluation['confidence']:g} %"
     kept_budget = accuracy_aware_section.section()
     tuned = tune_section.tuning(evaluation["precisions"]["default"])
+    found = models()
+    chosen = to_deploy(found)
+    floats = [name for key, name in model_names(evaluation["precisions"]).items() if key != INT8]
     return Report(
         model=config.model.name,
         data=config.data.name,
         preset=config.quantization.preset,
         device=config.target_device.name,
-        verdict=results.verdict(config, evaluation, speed),
+        verdict=results.verdict(config, evaluation, chosen),
+        advice=tuple(advice(facts())),
         warnings=(
             *_warnings(samples),
             *records.get("prepare", {}).get("notes", ()),
@@ -103,9 +111,10 @@ def contents(config: Config, key: str) -> Report:
             *quantizers["warnings"],
             *_warnings_of_searches(),
         ),
-        figures=tuple(results.figures(config, evaluation, speed)),
-        columns=(*model_names(evaluation["precisions"]).values(), *_searched_names(kept_budget, tuned)),
-        results=tuple(results.table(config, evaluation, speed)),
+        figures=tuple(results.figures(config, evaluation, speed.get("latency_ms", {}), chosen)),
+        columns=(*floats, *(each.name for each in found)),
+        chosen=chosen.name,
+        results=tuple(results.table(config, evaluation, speed, found, chosen)),
         calibration=min(count, config.quantization.stat_subset_size or count),
         validation=samples["validation"]["count"],
         confidence=confidence,
@@ -136,20 +145,8 @@ def contents(config: Config, key: str) -> Report:
         params=provenance.params(),
         config=yaml.safe_dump(provenance.shown_configuration(config), sort_keys=False, allow_unicode=True, width=120),
         key=key,
-        deployable=str(_deployable(kept_budget, tuned)),
+        deployable=str(chosen.path),
     )
-
-
-def _searched_names(kept_budget: BudgetSection | None, tuned: Tuning | None) -> list[str]:
-    """The columns of the models that searches found."""
-    return [*([kept_budget.column] if kept_budget else []), *([tune_section.NAME] if tuned else [])]
-
-
-def _deployable(kept_budget: BudgetSection | None, tuned: Tuning | None) -> Path:
-    """The model of the last stage whose budget holds."""
-    if tuned and tuned.within:
-        return tuned.model
-    return kept_budget.model if kept_budget and kept_budget.holds else artifacts.folder("correct_bias") / "model.xml"
 
 
 def _warnings(samples: Mapping[str, Any]) -> Iterator[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import subprocess
 from contextlib import suppress
 from pathlib import Path
@@ -13,6 +14,7 @@ from stages.configuration.schema import Config
 
 if TYPE_CHECKING:
     from jinja2 import Environment
+    from markupsafe import Markup
 
 REPORT = artifacts.BUILD / "report.html"
 HERE = Path(__file__).parent
@@ -50,7 +52,26 @@ def environment(*folders: Path) -> Environment:
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     loader = FileSystemLoader([HERE, *folders])
-    return Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    made = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    made.filters |= {"breakable": breakable, "marked": marked}
+    return made
+
+
+def breakable(text: object) -> Markup:
+    """A name as HTML that may be broken after each of its parts, rather than anywhere: `/backbone/conv_1.weight`."""
+    from markupsafe import Markup, escape
+
+    return Markup(re.sub(r"(?<=[\w\]})])([/._:=,]+)(?=\w)", r"\1<wbr>", str(escape(text))))
+
+
+def marked(text: object) -> Markup:
+    """A sentence as HTML: what stands between backticks is code."""
+    from markupsafe import Markup, escape
+
+    parts = re.split(r"`([^`]+)`", str(text))
+    return Markup("").join(
+        Markup("<code>{}</code>").format(breakable(part)) if place % 2 else escape(part) for place, part in enumerate(parts)
+    )
 
 
 def _fingerprint(key: str) -> str:

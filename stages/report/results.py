@@ -10,6 +10,7 @@ from stages.common.units import amount, difference, drop, metric_value, model_na
 from stages.configuration import user_classes
 from stages.configuration.schema import Config
 from stages.report import accuracy_aware_section, tune_section
+from stages.report.measured import INT8, Model
 from stages.report.tradeoff import Picture, Point, picture
 
 
@@ -20,30 +21,43 @@ class Figure:
     value: str
     label: str
     note: str
+    tone: str = ""  # lost, gained, or no colour
 
 
 @dataclass(frozen=True)
 class Row:
-    """A line of the table of results: one cell per model."""
+    """A line of the table of results: one cell per model, and what became of the one to deploy."""
 
     name: str
     meaning: str
     cells: tuple[str, ...]
     remark: str
+    tone: str = ""
 
 
-def verdict(config: Config, evaluation: Mapping[str, Any], speed: Mapping[str, Any]) -> str:
-    """The result in one sentence."""
-    size, default = evaluation["size_bytes"], evaluation["precisions"]["default"]
+def verdict(config: Config, evaluation: Mapping[str, Any], model: Model) -> str:
+    """The result in one sentence.
+
+    Args:
+        config: What was built.
+        evaluation: Content of evaluation.json.
+        model: The one to deploy.
+    """
+    default = evaluation["precisions"]["default"]
     gains = []
-    if speed:
-        gains.append(f"{_faster(speed['speed_up']['fp32'])} FP32 in f32")
+    if model.speed:
+        gains.append(f"{_faster(model.speed['speed_up']['fp32'])} FP32 in f32")
         if default != "f32":
-            gains.append(f"{_faster(speed['speed_up']['default'])} FP32 in {default} (this device’s default)")
-    gains.append(_smaller(size))
+            gains.append(f"{_faster(model.speed['speed_up']['default'])} FP32 in {default} (this device’s default)")
+    gains.append(_smaller(evaluation["size_bytes"]["fp32"], model.size))
     gained = " and ".join([", ".join(gains[:-1]), gains[-1]] if gains[1:] else gains)
-    name = config.evaluate.primary_metric or next(iter(evaluation["metrics"]))
-    return f"In INT8, {config.model.name} is {gained}; it {_change(name, evaluation)}."
+    name = _primary(config, evaluation)
+    made = f" ({model.name})" if model.kind != INT8 else ""
+    return f"In INT8{made}, {config.model.name} is {gained}; it {_change(name, model.metrics[name], evaluation)}."
+
+
+def _primary(config: Config, evaluation: Mapping[str, Any]) -> str:
+    return config.evaluate.primary_metric or str(next(iter(evaluation["metrics"])))
 
 
 def _faster(ratio: Mapping[str, float]) -> str:
@@ -52,14 +66,13 @@ def _faster(ratio: Mapping[str, float]) -> str:
     return f"{ratio['median']:.2f}× faster than" if ratio["median"] > 1.0 else f"{1 / ratio['median']:.2f}× SLOWER than"
 
 
-def _smaller(size: Mapping[str, float]) -> str:
-    ratio = size["fp32"] / size["int8"]
+def _smaller(before: float, after: float) -> str:
+    ratio = before / after
     return f"{ratio:.1f}× smaller" if ratio >= 1 else f"{1 / ratio:.1f}× larger"
 
 
-def _change(name: str, evaluation: Mapping[str, Any]) -> str:
+def _change(name: str, metric: Mapping[str, Any], evaluation: Mapping[str, Any]) -> str:
     """What became of a metric: `loses 2.90 points of top_1 (95 % confidence interval 1.50 to 4.30)`."""
-    metric = evaluation["metrics"][name]
     drop, low, high = (metric[key] for key in ("drop", "drop_low", "drop_high"))
     interval = "" if low is None else f"{_interval(evaluation)} {difference(metric, low)} to {amount(metric, high)}"
     if low is not None and low <= 0.0 <= high:
@@ -76,56 +89,91 @@ def _interval(evaluation: Mapping[str, Any]) -> str:
     return f"{100 * evaluation['confidence']:g} % confidence interval"
 
 
-def figures(config: Config, evaluation: Mapping[str, Any], speed: Mapping[str, Any]) -> Iterator[Figure]:
-    default, size = evaluation["precisions"]["default"], evaluation["size_bytes"]
-    name = config.evaluate.primary_metric or next(iter(evaluation["metrics"]))
-    metric = evaluation["metrics"][name]
-    before, after = (metric_value(metric, metric[model]) for model in ("fp32", "int8"))
-    if metric["share"]:
-        signed = f"{'−' if metric['drop'] > 0 else '+'}{difference(metric, abs(metric['drop']))} points"
-    else:
-        signed = after
-    yield Figure(signed, name, f"{before} → {after}")
-    if speed:
-        for model, reference in (("fp32", "f32"), ("default", default)):
-            if model == "fp32" or default != "f32":
-                ratio, times = speed["speed_up"][model], speed["latency_ms"]
+def figures(config: Config, evaluation: Mapping[str, Any], times: Mapping[str, Any], model: Model) -> Iterator[Figure]:
+    """The numbers to remember of the model to deploy.
+
+    Args:
+        config: What was built.
+        evaluation: Content of evaluation.json.
+        times: Of latency.json `latency_ms`; empty without a benchmark.
+        model: The one to deploy.
+    """
+    default, before_bytes = evaluation["precisions"]["default"], evaluation["size_bytes"]["fp32"]
+    name = _primary(config, evaluation)
+    metric = model.metrics[name]
+    before, after = (metric_value(metric, metric[key]) for key in ("fp32", "int8"))
+    signed = f"{'−' if metric['drop'] > 0 else '+'}{difference(metric, abs(metric['drop']))} points" if metric["share"] else after
+    yield Figure(signed, name, f"{before} → {after}", tone(metric))
+    if model.speed:
+        for key, reference in (("fp32", "f32"), ("default", default)):
+            if key == "fp32" or default != "f32":
+                ratio = model.speed["speed_up"][key]
                 middle = "≈ 1×" if ratio["low"] <= 1.0 <= ratio["high"] else f"{ratio['median']:.2f}×"
-                note = f"{number(times[model]['median'])} → {number(times['int8']['median'])} ms"
-                yield Figure(middle, f"speed against FP32 in {reference}", note)
-    yield Figure(f"{size['fp32'] / size['int8']:.1f}×", "smaller", f"{size['fp32'] / 1e6:.2f} → {size['int8'] / 1e6:.2f} MB")
+                note = f"{number(times[key]['median'])} → {number(model.speed['latency_ms'][INT8]['median'])} ms"
+                slower = "lost" if ratio["high"] < 1.0 else ""
+                yield Figure(middle, f"speed against FP32 in {reference}", note, slower)
+    yield Figure(f"{before_bytes / model.size:.1f}×", "smaller", f"{before_bytes / 1e6:.2f} → {model.size / 1e6:.2f} MB")
 
 
-def table(config: Config, evaluation: Mapping[str, Any], speed: Mapping[str, Any]) -> Iterator[Row]:
-    default, size = evaluation["precisions"]["default"], evaluation["size_bytes"]
-    models = list(model_names(evaluation["precisions"]))
+def tone(metric: Mapping[str, Any]) -> str:
+    """How a drop is coloured: `lost` and `gained` where it is clear, in no colour where it is not."""
+    low, high = metric["drop_low"], metric["drop_high"]
+    if low is None:
+        low = high = metric["drop"]
+    return "lost" if low > 0 else "gained" if high < 0 else ""
+
+
+def table(config: Config, evaluation: Mapping[str, Any], speed: Mapping[str, Any], found: Sequence[Model], chosen: Model) -> Iterator[Row]:
+    """Metrics, latency, throughput and size: a cell per model, and below them what became of the one to deploy.
+
+    Args:
+        config: What was built.
+        evaluation: Content of evaluation.json.
+        speed: Content of latency.json.
+        found: The quantized models.
+        chosen: The one to deploy.
+    """
+    default, before = evaluation["precisions"]["default"], evaluation["size_bytes"]["fp32"]
+    floats = [key for key in model_names(evaluation["precisions"]) if key != INT8]
     confidence = f"{100 * evaluation['confidence']:g} %"
-    searched = [found for found in (accuracy_aware_section.cells(evaluation), tune_section.cells(evaluation)) if found]
-
-    def row(name: str, meaning: str, cells: Sequence[str], remark: str) -> Row:
-        return Row(name, meaning, (*cells, *(found.get(name, "–") for found in searched)), remark)
-
     for name, metric in evaluation["metrics"].items():
-        remark = f"drop {amount(metric, metric['drop'])}"
-        if metric["drop_low"] is not None:
-            low, high = (difference(metric, metric[side]) for side in ("drop_low", "drop_high"))
+        judged = chosen.metrics.get(name, metric)
+        remark = f"drop {amount(judged, judged['drop'])}"
+        if judged["drop_low"] is not None:
+            low, high = (difference(judged, judged[side]) for side in ("drop_low", "drop_high"))
             remark += f", {confidence} interval {low} to {high}"
         if "precision_drop" in metric:
-            remark += f"; of that {drop(metric, metric, 'precision_drop')} from f32 to {default}, which is no quantization, and"
-            remark += f" {drop(metric, metric, 'quantization_drop')} from there to INT8"
+            remark += f"; {drop(metric, metric, 'precision_drop')} from f32 to {default}, which is no quantization"
+            if chosen.kind == INT8:
+                remark += f", and {drop(metric, metric, 'quantization_drop')} from there to INT8"
         direction = "" if metric["higher_is_better"] else "Lower is better. "
         meaning = direction + user_classes.meaning(config.metric.get(name, {}).get("_target_"))
-        yield row(name, meaning, [metric_value(metric, metric[model]) for model in models], remark)
+        own = [metric_value(metric, model.metrics[name][INT8]) if name in model.metrics else "–" for model in found]
+        yield Row(name, meaning, (*(metric_value(metric, metric[key]) for key in floats), *own), remark, tone(judged))
     if speed:
-        times, rates = speed["latency_ms"], speed["throughput"]
-        references = [("fp32", "f32"), ("default", default)][: len(models) - 1]
-        remark = ", ".join(f"{_faster(speed['speed_up'][model])} {name}{_range(speed['speed_up'][model])}" for model, name in references)
-        cells = [f"{number(times[model]['median'])} ms" for model in models]
-        yield row("latency", "Time of one inference when nothing else runs.", cells, f"INT8 is {remark}")
-        cells = [f"{number(rates[model])} /s" for model in models]
-        yield row("throughput", "Inferences per second when as many run at once as the device likes.", cells, "")
-    cells = [f"{size['int8' if model == 'int8' else 'fp32'] / 1e6:.2f} MB" for model in models]
-    yield row("size", "Model file and weights on disk.", cells, _smaller(size))
+        references = [(key, name) for key, name in (("fp32", "f32"), ("default", default)) if key in floats]
+        yield _speed_row("latency", "Time of one inference when nothing else runs.", speed, floats, found, _times(chosen, references))
+        timed = chosen if "throughput" in chosen.speed else found[0]
+        rate = timed.speed["throughput"][INT8]
+        remark = f"{timed.name} does " + ", ".join(f"{rate / speed['throughput'][key]:.2f}× as many as {name}" for key, name in references)
+        meaning = "Inferences per second when as many run at once as the device likes."
+        yield _speed_row("throughput", meaning, speed, floats, found, remark)
+    sizes = [*(before for _ in floats), *(model.size for model in found)]
+    yield Row("size", "Model file and weights on disk.", tuple(f"{size / 1e6:.2f} MB" for size in sizes), _smaller(before, chosen.size))
+
+
+def _times(chosen: Model, references: Sequence[tuple[str, str]]) -> str:
+    if not chosen.speed:
+        return ""
+    ratios = [(chosen.speed["speed_up"][key], name) for key, name in references]
+    return f"{chosen.name} is " + ", ".join(f"{_faster(ratio)} {name}{_range(ratio)}" for ratio, name in ratios)
+
+
+def _speed_row(name: str, meaning: str, speed: Mapping[str, Any], floats: Sequence[str], found: Sequence[Model], remark: str) -> Row:
+    key, unit = ("latency_ms", "ms") if name == "latency" else ("throughput", "/s")
+    values = [*(speed[key][model] for model in floats), *(model.speed.get(key, {}).get(INT8) for model in found)]
+    cells = ("–" if value is None else f"{number(value['median'] if isinstance(value, Mapping) else value)} {unit}" for value in values)
+    return Row(name, meaning, tuple(cells), remark)
 
 
 def _range(ratio: Mapping[str, float]) -> str:
@@ -139,7 +187,7 @@ def accuracy_against_latency(config: Config, evaluation: Mapping[str, Any], spee
     """Accuracy against latency; None without a benchmark."""
     if not speed:
         return None
-    name = config.evaluate.primary_metric or next(iter(evaluation["metrics"]))
+    name = _primary(config, evaluation)
     metric = evaluation["metrics"][name]
     factor = 100.0 if metric["share"] else 1.0
     sign = 1.0 if metric["higher_is_better"] else -1.0

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from stages.common import artifacts
-from stages.common.units import number
 
 
-def result(stage: str) -> dict[str, Any]:
+def result(stage: str, build: Path = artifacts.BUILD) -> dict[str, Any]:
     """Content of result.json; empty where the stage is disabled."""
-    found: dict[str, Any] = artifacts.read_json(artifacts.folder(stage) / "result.json")
+    found: dict[str, Any] = artifacts.read_json(build / stage / "result.json")
     return found if found["enabled"] else {}
 
 
@@ -20,16 +20,16 @@ def table(stage: str, name: str) -> list[dict[str, Any]]:
     return rows
 
 
-def speed(stage: str) -> dict[str, Any]:
+def speed(stage: str, build: Path = artifacts.BUILD) -> dict[str, Any]:
     """What was measured of the chosen model, beside those that it is compared with; empty without a benchmark."""
-    path = artifacts.folder(stage) / "latency.json"
+    path = build / stage / "latency.json"
     found: dict[str, Any] = artifacts.read_json(path) if path.exists() else {}
     return found
 
 
-def fidelity(stage: str) -> dict[str, Any]:
+def fidelity(stage: str, build: Path = artifacts.BUILD) -> dict[str, Any]:
     """Whether the chosen model computes what it says; empty where that was not looked at."""
-    path = artifacts.folder(stage) / "fidelity.json"
+    path = build / stage / "fidelity.json"
     found: dict[str, Any] = artifacts.read_json(path) if path.exists() else {}
     return found
 
@@ -37,9 +37,3 @@ def fidelity(stage: str) -> dict[str, Any]:
 def warnings(stage: str) -> list[str]:
     """What a user must know of the chosen model."""
     return list(filter(None, [fidelity(stage).get("warning")]))
-
-
-def latency_and_size(stage: str, model: str) -> dict[str, str]:
-    """How the chosen model's latency, where it was measured, and its size read; model: its name in latency.json."""
-    shown = {"latency": f"{number(measured['latency_ms'][model]['median'])} ms"} if (measured := speed(stage)) else {}
-    return shown | {"size": f"{artifacts.model_bytes(artifacts.folder(stage)) / 1e6:.2f} MB"}

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
-import re
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from statistics import median
 from typing import Any
 
@@ -13,8 +11,12 @@ from stages.common import artifacts
 from stages.common.units import amount, difference, metric_value, model_names, number, plural, ratio
 from stages.configuration.schema import Config
 from stages.report import accuracy_aware, tune
+from stages.report.advice import advice
+from stages.report.advice import lines as advice_lines
 from stages.report.calibration import corrected_by, statistics_collected, tuned_from
+from stages.report.facts import facts
 from stages.report.left_float import LeftOperation, by_reason, left_biases, left_float, which
+from stages.report.measured import INT8, Model, models, to_deploy
 
 MOST_REASONS = 5
 STAGES = ("config", "prepare", "collect_statistics", "quantize", "correct_bias", "evaluate", "accuracy_aware", "tune")
@@ -34,9 +36,8 @@ def summary(config: Config) -> str:
         f" {used} calibration and {samples['validation']['count']} validation samples",
         *_overlap(samples),
         *(f"WARNING: {note}" for note in _notes()),
-        *_fixed_shape(samples),
         "",
-        *_table(evaluation, speed),
+        *_table(evaluation, speed, models()),
         *(f"WARNING: {warning}" for warning in (*evaluation["warnings"], *quantizers["warnings"])),
         "",
         *_statistics(),
@@ -48,6 +49,7 @@ def summary(config: Config) -> str:
         *accuracy_aware.summary_lines(),
         *tune.summary_lines(evaluation["precisions"]["default"]),
         *_effort(),
+        *advice_lines(advice(facts())),
     ]
     return "\n".join(lines)
 
@@ -65,50 +67,54 @@ def _notes() -> list[str]:
     return list(artifacts.read_json(record).get("notes", ())) if record.exists() else []
 
 
-def _fixed_shape(samples: dict[str, Any]) -> list[str]:
-    """What to set where the model leaves sizes open that never change: kernels and shape computations are for one size then."""
-    shapes = samples.get("one_shape")
-    if not shapes:
-        return []
-    value = ", ".join(f"{json.dumps(name) if re.search(r'[^A-Za-z0-9_]', name) else name}: {shape}" for name, shape in shapes.items())
-    return [f"hint: all samples have one shape; model.input_shape: {{{value}}} fixes it, which often makes models faster and smaller"]
-
-
 # ------------------------------------------------------------------------------------------------ accuracy, speed, size
 
 
-def _table(evaluation: dict[str, Any], speed: dict[str, Any]) -> list[str]:
-    """One line per metric, then latency, throughput and size, for the three models."""
-    default, size = evaluation["precisions"]["default"], evaluation["size_bytes"]
-    models = model_names(evaluation["precisions"])
-
-    def row(name: str, cells: Callable[[str], str], remark: str = "") -> list[str]:
-        return [name, *(cells(model) for model in models), remark]
-
-    rows = [row("", lambda model: models[model])]
+def _table(evaluation: dict[str, Any], speed: dict[str, Any], found: list[Model]) -> list[str]:
+    """One line per metric, then latency, throughput and size: a column for each model, and what became of the one to deploy."""
+    default, sizes = evaluation["precisions"]["default"], evaluation["size_bytes"]
+    floats = {key: name for key, name in model_names(evaluation["precisions"]).items() if key != INT8}
+    chosen = to_deploy(found)
+    rows = [["", *floats.values(), *(model.name for model in found), ""]]
     for name, metric in evaluation["metrics"].items():
-        rows.append([name, *(metric_value(metric, metric[model]) for model in models), _drop(metric, evaluation)])
+        own = [metric_value(metric, model.metrics[name][INT8]) if name in model.metrics else "-" for model in found]
+        remark = _drop(chosen.metrics[name], metric, evaluation) if name in chosen.metrics else ""
+        rows.append([name, *(metric_value(metric, metric[key]) for key in floats), *own, remark])
     if speed:
-        latency, throughput = speed["latency_ms"], speed["throughput"]
-        faster = "INT8 is " + ", ".join(
-            ratio(speed["speed_up"][model], name) for model, name in (("fp32", "f32"), ("default", default)) if model in models
-        )
-        rows.append(row("latency", lambda model: f"{number(latency[model]['median'])} ms", faster))
-        rows.append(row("throughput", lambda model: f"{number(throughput[model])} /s"))
-    smaller = f"{size['fp32'] / size['int8']:.1f}x smaller"
-    rows.append(row("size", lambda model: f"{size['int8' if model == 'int8' else 'fp32'] / 1e6:.2f} MB", smaller))
+        remark = ""
+        if chosen.speed:
+            references = [(key, name) for key, name in (("fp32", "f32"), ("default", default)) if key in floats]
+            remark = f"{chosen.name} is " + ", ".join(ratio(chosen.speed["speed_up"][key], name) for key, name in references)
+        for row, key, unit in (("latency", "latency_ms", " ms"), ("throughput", "throughput", " /s")):
+            known = [speed[key][model] for model in floats] + [model.speed.get(key, {}).get(INT8) for model in found]
+            cells = [_measured(value["median"] if isinstance(value, dict) else value, unit) for value in known]
+            rows.append([row, *cells, remark if row == "latency" else ""])
+    smaller = f"{sizes['fp32'] / chosen.size:.1f}x smaller"
+    rows.append(
+        ["size", *(f"{size / 1e6:.2f} MB" for size in [*(sizes["fp32"] for _ in floats), *(model.size for model in found)]), smaller]
+    )
     return _aligned(rows)
 
 
-def _drop(metric: dict[str, Any], evaluation: dict[str, Any]) -> str:
-    """`drop 1.20 points, 95 % interval [0.60, 1.90], bf16 alone 0.30`; a share is counted in points, anything else in its own unit."""
+def _measured(value: float | None, unit: str) -> str:
+    return "-" if value is None else f"{number(value)}{unit}"
+
+
+def _drop(metric: Mapping[str, Any], quantized: Mapping[str, Any], evaluation: dict[str, Any]) -> str:
+    """`drop 1.20 points, 95 % interval [0.60, 1.90], bf16 alone 0.30`; a share is counted in points, anything else in its own unit.
+
+    Args:
+        metric: Of the model to deploy.
+        quantized: The same metric as `evaluate` has it, with what the default precision alone loses.
+        evaluation: Content of evaluation.json.
+    """
     direction = "" if metric["higher_is_better"] else " (lower is better)"
     text = f"drop {amount(metric, metric['drop'])}{direction}"
     if metric["drop_low"] is None:
         return text
     low, high = (difference(metric, metric[side]) for side in ("drop_low", "drop_high"))
     default = evaluation["precisions"]["default"]
-    part = f", {default} alone {difference(metric, metric['precision_drop'])}" if "precision_drop" in metric else ""
+    part = f", {default} alone {difference(metric, quantized['precision_drop'])}" if "precision_drop" in quantized else ""
     return f"{text}, {100 * evaluation['confidence']:g} % interval [{low}, {high}]{part}"
 
 

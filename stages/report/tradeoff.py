@@ -11,6 +11,8 @@ from dataclasses import dataclass
 
 HEIGHT = 320.0  # pixels
 LABEL = 36.0  # pixels that a label of two lines needs; it hangs below its height
+SHORT = 17.0  # and one of a single number, beside its point
+MOST_LABELS = 8  # more models have short labels, and a key below the picture
 FEWEST_TICKS = 4
 
 
@@ -25,6 +27,7 @@ class Point:
     value: str  # both, as text
     x_range: tuple[float, float] | None = None
     y_range: tuple[float, float] | None = None
+    short: str = ""  # a number that stands for the name where there is no room for it; empty: its place in the list, from A
 
 
 @dataclass(frozen=True)
@@ -48,6 +51,8 @@ class PlottedPoint:
     bottom: float
     label_y: float
     before: bool  # whether the label stands to the left of the point
+    short: str = ""  # what stands for the label where there is no room for it
+    short_y: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -63,6 +68,7 @@ class Picture:
     metric: str
     unit: str
     higher_is_better: bool
+    crowded: bool = False  # whether there are too many marks for labels
     height: float = HEIGHT
 
 
@@ -88,27 +94,32 @@ def picture(points: Sequence[Point], trials: Sequence[Point], metric: str, unit:
     def across(value: float) -> float:
         return round(100 * (value - left) / (right - left), 3)
 
+    height = max(HEIGHT, SHORT * len(points))
+
     def down(value: float) -> float:
         share = (value - low) / (high - low)
-        return round(HEIGHT * (1 - share if higher_is_better else share), 2)
+        return round(height * (1 - share if higher_is_better else share), 2)
 
-    def mark(point: Point, label_y: float) -> PlottedPoint:
+    def mark(point: Point, label_y: float = 0.0, short: str = "", short_y: float = 0.0) -> PlottedPoint:
         x_low, x_high = point.x_range or (point.x, point.x)
         y_ends = sorted(down(value) for value in point.y_range or (point.y, point.y))
         x = across(point.x)
-        return PlottedPoint(point, x, down(point.y), across(x_low), across(x_high), y_ends[0], y_ends[1], label_y, before=x > 60)
+        return PlottedPoint(point, x, down(point.y), across(x_low), across(x_high), y_ends[0], y_ends[1], label_y, x > 60, short, short_y)
 
-    heights = apart([down(point.y) for point in points])
+    places = [down(point.y) for point in points]
+    names = [point.short or chr(ord("A") + place) for place, point in enumerate(points)]
     return Picture(
-        marks=tuple(mark(point, height) for point, height in zip(points, heights, strict=True)),
-        trials=tuple(mark(trial, 0.0) for trial in trials),
-        frontier=tuple(mark(trial, 0.0) for trial in _frontier(everything if searched else [], higher_is_better=higher_is_better)),
+        marks=tuple(map(mark, points, apart(places), names, beside(places, height))),
+        trials=tuple(mark(trial) for trial in trials),
+        frontier=tuple(mark(trial) for trial in _frontier(everything if searched else [], higher_is_better=higher_is_better)),
         x_ticks=tuple(GridLine(across(value), text) for value, text in zip(x_ticks, labels(x_ticks), strict=True)),
         y_ticks=tuple(GridLine(down(value), text) for value, text in zip(y_ticks, labels(y_ticks), strict=True)),
         reference=down(points[0].y),
         metric=metric,
         unit=unit,
         higher_is_better=higher_is_better,
+        crowded=len(points) > MOST_LABELS,
+        height=height,
     )
 
 
@@ -124,19 +135,30 @@ def ticks(low: float, high: float) -> list[float]:
     return [float(f"{index * step:.12g}") for index in range(first, last + 1)]
 
 
-def apart(heights: Sequence[float]) -> list[float]:
-    """Heights of labels near those of their points, at least `LABEL` apart and inside the picture: [pixels] -> [pixels]."""
+def apart(heights: Sequence[float], distance: float = LABEL, total: float = HEIGHT) -> list[float]:
+    """Heights of labels near those of their points, at least `distance` apart and inside the picture: [pixels] -> [pixels].
+
+    Args:
+        heights: Of the points.
+        distance: That a label needs.
+        total: Height of the picture.
+    """
     order = sorted(range(len(heights)), key=lambda index: heights[index])
     placed: dict[int, float] = {}
     lowest = 0.0
     for index in order:
         placed[index] = max(lowest, heights[index])
-        lowest = placed[index] + LABEL
-    highest = HEIGHT - LABEL
+        lowest = placed[index] + distance
+    highest = total - distance
     for index in reversed(order):
         placed[index] = min(highest, placed[index])
-        highest = placed[index] - LABEL
+        highest = placed[index] - distance
     return [round(placed[index], 2) for index in range(len(heights))]
+
+
+def beside(heights: Sequence[float], total: float = HEIGHT) -> list[float]:
+    """Heights of short labels, whose middle is at the height of their points where there is room."""
+    return [round(place + SHORT / 2, 2) for place in apart([height - SHORT / 2 for height in heights], SHORT, total)]
 
 
 def _frontier(points: Sequence[Point], *, higher_is_better: bool) -> Iterator[Point]:

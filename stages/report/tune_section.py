@@ -10,7 +10,6 @@ from typing import Any
 from stages.common import artifacts
 from stages.common.units import metric_value, number, plural
 from stages.report import tune
-from stages.report.search_results import latency_and_size
 from stages.report.tradeoff import HEIGHT, GridLine, Point, labels, ticks
 
 NAME = "tuned"
@@ -80,16 +79,6 @@ def tuning(default: str) -> Tuning | None:
         within=best["within_budget"],
         model=artifacts.folder(tune.NAME) / "model.xml",
     )
-
-
-def cells(evaluation: Mapping[str, Any]) -> dict[str, str]:
-    """The tuned model's column in the table of results, by row; empty where there is none."""
-    found = tune.result()
-    if not found:
-        return {}
-    judged = found["best"]["metrics"]
-    shown = {name: metric_value(metric, judged[name]["int8"]) for name, metric in evaluation["metrics"].items() if name in judged}
-    return shown | latency_and_size(tune.NAME, "best")
 
 
 def points(metric: Mapping[str, Any], default_ms: float) -> tuple[list[Point], list[Point]]:

@@ -11,7 +11,7 @@ from typing import Any
 from stages.report import page
 from tests import built
 
-VOID = {"meta", "link", "br", "img", "input", "hr"}
+VOID = {"meta", "link", "br", "img", "input", "hr", "wbr"}
 
 
 def edit(path: str, change: Callable[[Any], Any]) -> None:
@@ -32,6 +32,7 @@ class Page(HTMLParser):
         super().__init__()
         self.open: list[str] = []
         self.words: list[str] = []
+        self.within_a_word = False
         self.ids: set[str] = set()
         self.links: list[str] = []
         self.tags: set[str] = set()
@@ -40,6 +41,7 @@ class Page(HTMLParser):
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.tags.add(tag)
+        self.within_a_word = tag == "wbr"
         if tag not in VOID:
             self.open.append(tag)
         for name, value in attrs:
@@ -58,7 +60,11 @@ class Page(HTMLParser):
 
     def handle_data(self, data: str) -> None:
         if self.open and self.open[-1] != "style":
-            self.words.append(data)
+            if self.within_a_word:
+                self.words[-1] += data
+            else:
+                self.words.append(data)
+        self.within_a_word = False
 
     @property
     def text(self) -> str:

@@ -73,7 +73,7 @@ def test_numbers_are_those_of_the_artifacts(workspace: Path) -> None:
         "0 0.001 0.04 drop 0.04, 95 % interval 0.039 to 0.0412",
         "12.0 ms 6.00 ms 4.00 ms",
         "INT8 is 3.00× faster than f32 (2.70 to 3.30), 1.50× faster than bf16 (1.35 to 1.65)",
-        "167 /s 333 /s 500 /s",
+        "167 /s 333 /s 500 /s INT8 does 3.00× as many as f32, 1.50× as many as bf16",
         "10.90 MB 10.90 MB 3.10 MB 3.5× smaller",
         "Share of text lines that a CTC recogniser reads without any error.",  # what the metric means
         "Lower is better.",
@@ -102,8 +102,9 @@ def test_a_search_has_its_own_column_section_and_points(workspace: Path) -> None
     text = rendered().text
     for expected in (
         "90.20 % 90.10 % 88.10 % 89.40 % drop 2.10 points",
-        "12.0 ms 6.00 ms 4.00 ms 3.75 ms INT8 is",
-        "167 /s 333 /s 500 /s –",
+        "12.0 ms 6.00 ms 4.00 ms 3.75 ms tuned is 3.20× faster than f32 (3.04 to 3.36), 1.60× faster than bf16 (1.52 to 1.68)",
+        "167 /s 333 /s 500 /s – INT8 does 3.00× as many as f32, 1.50× as many as bf16",
+        "In INT8 (tuned), reader is 3.20× faster than FP32 in f32, 1.60× faster than FP32 in bf16",
         "The best model: 0.87 % of exact_match lost, 1 % allowed. It is trial 3 of 4",
         "1.60x faster than FP32 in bf16 [1.52, 1.68], no different from fully quantized",
         "4 TPE 50.00 % (beyond) 50 90 % 76",
@@ -127,8 +128,8 @@ def test_the_accuracy_budget_has_its_own_column_section_and_point(workspace: Pat
     built.write_accuracy_aware(workspace)
     text = rendered().text
     for expected in (
-        "90.20 % 90.10 % 88.10 % 89.30 % drop 2.10 points",
-        "12.0 ms 6.00 ms 4.00 ms 4.00 ms INT8 is",
+        "90.20 % 90.10 % 88.10 % 89.30 % drop 0.90 points, 95 % interval 0.10 to 1.70",  # of the model to deploy
+        "12.0 ms 6.00 ms 4.00 ms 4.00 ms budget kept is 3.10× faster than f32 (2.94 to 3.26)",
         "167 /s 333 /s 500 /s –",
         "Accuracy budget: holds, judged in bf16. 1 of 12 operations back in floating point: /backbone/conv_0/Conv.",
         "Latency 4.00 ms now, 3.84 ms before: 1.04x SLOWER than INT8 with no layer reverted [1.02, 1.05]",
@@ -150,6 +151,25 @@ def test_the_accuracy_budget_has_its_own_column_section_and_point(workspace: Pat
     both = contents(built.config(), "key")
     assert both.columns[3:] == ("budget kept", "tuned") and both.deployable == "build/tune/model.xml"
     assert both.results[0].cells[3:] == ("89.30 %", "89.40 %")
+
+
+def test_what_was_lost_is_coloured_where_that_is_clear(workspace: Path) -> None:
+    def tones() -> tuple[str, str]:
+        report = contents(built.config(), "key")
+        return report.figures[0].tone, report.results[0].tone
+
+    assert tones() == ("lost", "lost")
+    edit("evaluate/evaluation.json", primary(drop=0.002, drop_low=-0.004, drop_high=0.008))
+    assert tones() == ("", "")
+    edit("evaluate/evaluation.json", primary(drop=-0.02, drop_low=-0.03, drop_high=-0.01))
+    assert tones() == ("gained", "gained")
+
+
+def test_it_says_what_to_do_next(workspace: Path) -> None:
+    text = rendered().text
+    assert "What to do next Do not deploy INT8 yet: exact_match drops by 2.10 points [1.10, 3.10], 1.00 allowed" in text
+    assert "Try preset mixed : asymmetric" in text  # code, and no backticks
+    assert "python -m stages.sweep -m quantization.preset=performance,mixed" in text
 
 
 def test_a_model_that_misses_the_budget_is_not_the_one_to_deploy(workspace: Path) -> None:

@@ -32,7 +32,8 @@ def line(text: str, start: str) -> str:
 
 def test_it_fits_on_a_screen(workspace: Path) -> None:
     text = summary(built.config())
-    assert len(text.splitlines()) <= 20
+    assert len(text.partition("\nnext: ")[0].splitlines()) <= 20
+    assert len(text.splitlines()) <= 25  # with what to do next
     assert max(map(len, text.splitlines())) <= 140
     assert text.splitlines()[0] == "reader on lines: preset performance for ANY, 300 calibration and 1000 validation samples"
 
@@ -255,6 +256,31 @@ def test_what_is_quantized_otherwise_than_the_preset_asks_for(workspace: Path) -
     lines = summary(built.config()).splitlines()
     place = lines.index("not as the preset has it: 2 quantizers")
     assert lines[place + 1] == "    2 symmetric: a fault"
+
+
+def test_it_ends_with_what_to_do_next(workspace: Path) -> None:
+    assert summary(built.config()).splitlines()[-5:] == [
+        "next: do not deploy INT8 yet: exact_match drops by 2.10 points [1.10, 3.10], 1.00 allowed (accuracy_aware.maximal_drop)",
+        "next: try preset `mixed`: asymmetric activations lose less, often at the same speed",
+        "      python -m stages.sweep -m quantization.preset=performance,mixed",
+        "next: give the layers that hurt back to floating point until the budget holds",
+        "      python -m stages.sweep -m accuracy_aware.enabled=true",
+    ]
+
+
+def test_the_models_of_searches_have_columns_and_the_one_to_deploy_has_the_remarks(workspace: Path) -> None:
+    built.write_accuracy_aware(workspace)
+    text = summary(built.config())
+    assert line(text, "FP32").split("  ")[-1].strip() == "budget kept"
+    assert line(text, "exact_match ").split()[1:9] == ["90.20", "%", "90.10", "%", "88.10", "%", "89.30", "%"]
+    assert line(text, "exact_match ").endswith("drop 0.90 points, 95 % interval [0.10, 1.70]")
+    assert line(text, "latency  ").endswith("budget kept is 3.10x faster than f32 [2.94, 3.26], 1.50x faster than bf16 [1.42, 1.58]")
+    assert "next: deploy build/accuracy_aware/model.xml: 1.50x faster than FP32 in bf16" in text
+    built.write_accuracy_aware(workspace, holds=False)
+    text = summary(built.config())
+    assert "closest to the budget" in text.splitlines()[2]
+    assert line(text, "exact_match ").endswith("drop 2.10 points, 95 % interval [1.10, 3.10]")  # INT8's, which would be deployed
+    assert "next: allow more, or calibrate on more and other samples: no reversion" in text
 
 
 def test_seconds_of_the_stages(workspace: Path) -> None:
