@@ -39,6 +39,8 @@ from stages.configuration.loading import load_config
 from stages.configuration.overrides import combinations
 from stages.stage import fail, quiet_libraries
 from stages.sweeps import comparison, job
+from stages.sweeps.adoption import adoption
+from stages.sweeps.finals import timed
 from stages.sweeps.launcher import folder_of_sweep, launch, runs_in_parallel
 from stages.sweeps.preparation import SWEEPS, prepare
 from stages.sweeps.results import table, variants
@@ -104,13 +106,22 @@ def sweep(overrides: Sequence[str]) -> int:
     interrupted = launch(place, additions(own), hydra)
 
     models = [model for entry in jobs for model in variants(place, entry)]
-    text = table(models, place, parallel=parallel)
-    print(f"\n{text}")
     succeeded = list(dict.fromkeys(model.number for model in models if model.error is None))
+    finals = ""
+    if len(succeeded) > 1 and not interrupted:
+        seconds = load_config(job.folder_of(place, succeeded[0]) / artifacts.CONFIG).sweep.final_timing
+        measured, finals = timed(place, models, seconds)
+    else:
+        measured = models
+    text = "\n".join(filter(None, [table(measured, place, parallel=parallel), finals]))
+    print(f"\n{text}")
     print(f"{len(succeeded)} of {len(jobs)} jobs succeeded, {time.perf_counter() - started:.0f} seconds")
     if succeeded:
-        _publish(place, own, jobs, text, comparison.page(own, models, parallel=parallel))
-        print(f"adopt one: python -m stages.promote {job.folder_of(place, succeeded[0])}")
+        adopted = adoption(place, measured)
+        # Without what is never the same twice: the final timing, and the folder's name.
+        key = comparison.page(own, models, adoption(place, models), "", parallel=parallel).replace(str(place), "")
+        _publish(place, own, jobs, text, comparison.page(own, measured, adopted, finals, parallel=parallel), key)
+        print("\n".join(adopted.lines()))
     if interrupted:
         print("interrupted: the same command goes on, because what is done comes from the cache")
         return 130
@@ -120,8 +131,11 @@ def sweep(overrides: Sequence[str]) -> int:
 # ------------------------------------------------------------------------------------------------ after
 
 
-def _publish(place: Path, own: Sequence[str], jobs: Sequence[job.Job], text: str, page: str) -> None:
-    """Write the comparison, log it to MLflow beside the jobs' logged, and say how to open it."""
+def _publish(place: Path, own: Sequence[str], jobs: Sequence[job.Job], text: str, page: str, key: str) -> None:
+    """Write the comparison, log it to MLflow beside the jobs' runs, and say how to open it.
+
+    key: what is the same when the same sweep is run again.
+    """
     (place / runs.COMPARISON).write_text(page, encoding="utf-8")
     print(f"comparison: {place / runs.COMPARISON}")
     logged = {entry.number: run for entry in jobs if (run := job.result_of(place, entry.number).run) is not None}
@@ -130,7 +144,7 @@ def _publish(place: Path, own: Sequence[str], jobs: Sequence[job.Job], text: str
     first = jobs[min(logged)]
     uri, experiment = _tracking(place, first)
     try:
-        opened = runs.log_sweep(uri, experiment, " ".join(own) or "params.yaml", text, page)
+        opened = runs.log_sweep(uri, experiment, " ".join(own) or "params.yaml", text, page, key)
     except UserError as error:
         print(f"sweep: the comparison is not in MLflow: {error}", file=sys.stderr)
         return

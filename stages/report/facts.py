@@ -52,27 +52,32 @@ def facts(build: Path = artifacts.BUILD) -> Facts:
     )
 
 
-def candidate(model: Model, config: Mapping[str, Any], evaluation: Mapping[str, Any], name: str | None = None) -> Candidate:
+def candidate(model: Model, config: Mapping[str, Any], evaluation: Mapping[str, Any]) -> Candidate:
     """A measured model as one that may be deployed.
 
     Args:
         model: The model.
         config: Content of config.json.
         evaluation: Content of evaluation.json.
-        name: What it is called; None: its own name.
     """
     primary = config["evaluate"]["primary_metric"]
-    judged = losses(model.metrics, evaluation["samples"], _budget(model, config, primary), primary)
+    judged = losses(model.metrics, evaluation["samples"], budget_of(model.kind, config, primary or next(iter(model.metrics))), primary)
     ratio = model.speed["speed_up"]["default"] if model.speed else None
-    return Candidate(name or model.name, judged, ratio, wrong(model.fidelity), bool(model.kept))
+    return Candidate(model.name, judged, ratio, wrong(model.fidelity), bool(model.kept))
 
 
-def _budget(model: Model, config: Mapping[str, Any], primary: str | None) -> Mapping[str, Any]:
-    """What a model may lose: what its search was told, else what accuracy_aware would be."""
-    if model.kind != "tune":
+def budget_of(kind: str, config: Mapping[str, Any], primary: str) -> Mapping[str, Any]:
+    """What a model may lose: what its search was told, else what accuracy_aware would be.
+
+    Args:
+        kind: The stage that made it.
+        config: Content of config.json.
+        primary: The metric that counts where no other is named.
+    """
+    if kind != "tune":
         return dict(config["accuracy_aware"])
     tune = config["tune"]
-    names = [entry["name"] for entry in tune["metrics"]] or [primary or next(iter(model.metrics))]
+    names = [entry["name"] for entry in tune["metrics"]] or [primary]
     return {
         "maximal_drop": tune["accuracy_loss"] / 100,
         "drop_type": "relative",

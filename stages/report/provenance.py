@@ -94,7 +94,7 @@ def _values(section: Any, defaults: Any, prefix: str) -> Iterator[tuple[str, Any
     """Key, value, default and meaning of everything in a section of the configuration."""
     for field in dataclasses.fields(section):
         value, default, key = getattr(section, field.name), getattr(defaults, field.name), f"{prefix}{field.name}"
-        if prefix in ("target_device.", "tracking.") and (field.name in TABLES or prefix == "tracking."):
+        if prefix in ("tracking.", "sweep.") or (prefix == "target_device." and field.name in TABLES):
             continue
         if dataclasses.is_dataclass(value) and dataclasses.is_dataclass(default):
             yield from _values(value, default, f"{key}.")

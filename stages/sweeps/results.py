@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from stages.common import artifacts
 from stages.common.errors import UserError
-from stages.common.units import drop, metric_value, number
+from stages.common.units import drop, metric_value
+from stages.report.choice import Candidate, losses
+from stages.report.facts import budget_of, wrong
 from stages.report.left_float import left_float
+from stages.report.measured import Model, models
 from stages.sweeps import job
 
 Table = Sequence[Mapping[str, Any]]
@@ -35,7 +38,10 @@ class Variant:
             empty without a benchmark.
         layers: Content of layers.json, for this model.
         kind: The stage's name for what a search made, else `int8`.
-        warning: What a search did not achieve; empty where there is nothing to say.
+        warnings: What a user must know of it.
+        kept: Whether a search's budget holds; None of what no search has made.
+        model: Its model.xml.
+        final: How many times faster than FP32 in the default precision it was beside the other finalists; None where it was not among them.
     """
 
     number: int
@@ -47,7 +53,15 @@ class Variant:
     speed: Mapping[str, Any] = field(default_factory=dict)
     layers: Table = ()
     kind: str = INT8
-    warning: str = ""
+    warnings: tuple[str, ...] = ()
+    kept: bool | None = None
+    model: Path = Path()
+    final: Mapping[str, float] | None = None
+
+    @property
+    def name(self) -> str:
+        """Its job's number and its label."""
+        return f"{self.number} {self.label}"
 
     @property
     def primary(self) -> str:
@@ -58,6 +72,21 @@ class Variant:
     def left_float(self) -> int:
         """Operations that could have been quantized and were not."""
         return len({entry.name for entry in left_float(self.layers)})
+
+    @property
+    def ratio(self) -> Mapping[str, float] | None:
+        """How many times faster than FP32 in the default precision it is, as well as that is known."""
+        if self.final is not None or not self.speed:
+            return self.final
+        known: Mapping[str, float] = self.speed["speed_up"]["default"]
+        return known
+
+    @property
+    def candidate(self) -> Candidate:
+        """It as one that may be deployed."""
+        budget = budget_of(self.kind, self.config, self.primary)
+        judged = losses(self.evaluation["metrics"], self.evaluation["samples"], budget, self.primary)
+        return Candidate(self.name, judged, self.ratio, wrong(self.evaluation.get("fidelity", {})), bool(self.kept))
 
 
 def variants(sweep: Path, entry: job.Job) -> list[Variant]:
@@ -70,49 +99,30 @@ def variants(sweep: Path, entry: job.Job) -> list[Variant]:
         tables = {name: artifacts.read_json(build / "evaluate" / f"{name}.json") for name in ("evaluation", "latency", "layers")}
         config = artifacts.read_json(build / artifacts.CONFIG.name)
         known = dataclasses.replace(known, config=config, evaluation=tables["evaluation"], speed=tables["latency"], layers=tables["layers"])
-        return [known, *_searched(build, known)]
+        return [_variant(known, model) for model in models(build)]
     except (OSError, UserError) as error:
         return [Variant(entry.number, entry.label, f"its results cannot be read: {error}", result.seconds)]
 
 
-def _searched(build: Path, quantized: Variant) -> Iterator[Variant]:
-    """What the searches made of the quantized model."""
-    for stage, name in SEARCHES.items():
-        folder = build / stage
-        result = artifacts.read_json(folder / "result.json")
-        if not result["enabled"]:
-            continue
-        found = result["best"] if stage == "tune" else result
-        kept = found["within_budget"] if stage == "tune" else found["holds"]
-        measured = artifacts.read_json(folder / "latency.json") if (folder / "latency.json").exists() else {}
-        yield dataclasses.replace(
-            quantized,
-            label=f"{quantized.label}, {name}",
-            seconds=None,
-            evaluation={
-                **quantized.evaluation,
-                "metrics": found["metrics" if stage == "tune" else "judged"],
-                "size_bytes": {**quantized.evaluation["size_bytes"], INT8: artifacts.model_bytes(folder)},
-            },
-            speed=_speed(measured, "best" if stage == "tune" else stage, quantized.speed),
-            layers=_layers(folder, quantized.layers),
-            kind=stage,
-            warning="" if kept else f"the accuracy budget of {stage} is NOT KEPT",
-        )
-
-
-def _speed(measured: Mapping[str, Any], model: str, quantized: Mapping[str, Any]) -> dict[str, Any]:
-    """A search's latency.json in the words of evaluate's.
-
-    What was timed only beside FP32 in the default precision is related to f32 by what evaluate measured of the two.
-    """
-    if not measured:
-        return {}
-    ratios = {name: ratio for name, ratio in measured["speed_up"].items() if name in ("fp32", "default")}
-    if "fp32" not in ratios and quantized:
-        scale = quantized["speed_up"]["fp32"]["median"] / quantized["speed_up"]["default"]["median"]
-        ratios["fp32"] = {side: scale * value for side, value in ratios["default"].items()}
-    return {"latency_ms": {INT8: measured["latency_ms"][model]}, "speed_up": ratios}
+def _variant(quantized: Variant, model: Model) -> Variant:
+    """A model of a job; `quantized` knows what evaluate measured."""
+    if model.kind == INT8:
+        return dataclasses.replace(quantized, warnings=tuple(quantized.evaluation["warnings"]), model=model.path)
+    warnings = [] if model.kept else [f"the accuracy budget of {model.kind} is NOT KEPT"]
+    warnings += filter(None, [model.fidelity.get("warning")])
+    sizes = {**quantized.evaluation["size_bytes"], INT8: model.size}
+    return dataclasses.replace(
+        quantized,
+        label=f"{quantized.label}, {SEARCHES[model.kind]}",
+        seconds=None,
+        evaluation={**quantized.evaluation, "metrics": model.metrics, "size_bytes": sizes, "fidelity": model.fidelity},
+        speed=model.speed,
+        layers=_layers(model.folder, quantized.layers),
+        kind=model.kind,
+        warnings=tuple(warnings),
+        kept=model.kept,
+        model=model.path,
+    )
 
 
 def _layers(folder: Path, quantized: Table) -> Table:
@@ -125,33 +135,48 @@ def _layers(folder: Path, quantized: Table) -> Table:
 
 
 def table(variants: Sequence[Variant], sweep: Path, *, parallel: bool) -> str:
-    """One line per model: primary metric, drop, latency, speed-up, size, what stayed float; those that failed say why."""
+    """One line per model: primary metric, drop, speed-ups, size, what stayed float; those that failed say why.
+
+    Without milliseconds: jobs are timed minutes apart, and only what was timed side by side can be compared.
+    """
     done = [each for each in variants if each.error is None]
-    rows = [["", "job", "metric", "FP32", "INT8", "drop", "latency", "against f32", "against default", "size", "left float", "time"]]
+    finals = any(each.final is not None for each in done)
+    titles = ["", "job", "metric", "FP32", "INT8", "drop", "against f32", "against default", "side by side", "size", "left float", "time"]
+    rows = [titles]
     rows += [[str(each.number), each.label, *_cells(each), "" if each.seconds is None else f"{each.seconds:.0f} s"] for each in done]
+    if not finals:
+        rows = [[cell for place, cell in enumerate(row) if place != titles.index("side by side")] for row in rows]
     lines = aligned(rows) if done else []
-    lines += [f"{each.number}  {each.label}: {each.warning}" for each in done if each.warning]
+    lines += [f"{numbers}  WARNING: {text}" for numbers, text in warned(done)]
     for each in variants:
         if each.error is not None:
             lines.append(f"{each.number}  {each.label}: FAILED, {each.error}")
             if job.log_of(sweep, each.number).exists():
                 lines.append(f"   its output: {job.log_of(sweep, each.number)}")
     if parallel and any(each.speed for each in done):
-        lines.append("latencies: jobs ran at the same time; the factors are measured side by side and less disturbed than milliseconds")
+        lines.append(
+            "jobs ran at the same time: factors are measured side by side, and yet more disturbed than those of one job after another"
+        )
     return "\n".join(lines)
+
+
+def warned(done: Sequence[Variant]) -> list[tuple[str, str]]:
+    """The warnings of all models, each once, with the numbers of the jobs that it is of."""
+    numbers: dict[str, list[str]] = {}
+    for each in done:
+        for text in each.warnings:
+            name = str(each.number) if each.kind == INT8 else f"{each.number} ({SEARCHES[each.kind]})"
+            numbers.setdefault(text, []).append(name)
+    return [(", ".join(names), text) for text, names in numbers.items()]
 
 
 def _cells(each: Variant) -> list[str]:
     metric = each.evaluation["metrics"][each.primary]
-    speed = ["-", "-", "-"]
+    speed = ["-", "-"]
+    precision = each.evaluation["precisions"]["default"]
     if each.speed:
         factors = [factor(each.speed["speed_up"][model]) for model in ("fp32", "default")]
-        precision = each.evaluation["precisions"]["default"]
-        speed = [
-            f"{number(each.speed['latency_ms']['int8']['median'])} ms",
-            factors[0],
-            "-" if precision == "f32" else f"{factors[1]} ({precision})",
-        ]
+        speed = [factors[0], "-" if precision == "f32" else f"{factors[1]} ({precision})"]
     size = f"{each.evaluation['size_bytes']['int8'] / 1e6:.2f} MB"
     return [
         each.primary,
@@ -159,6 +184,7 @@ def _cells(each: Variant) -> list[str]:
         metric_value(metric, metric["int8"]),
         drop(metric, metric),
         *speed,
+        "-" if each.final is None else factor(each.final),
         size,
         str(each.left_float),
     ]

@@ -30,6 +30,7 @@ BATCH = 100  # parameters that MLflow takes at once
 LATER = "TRACK_LATER"  # in the environment of a sweep's jobs: the sweep itself logs their results
 REVERTED = ("model.bin", "model.xml", "quantizers.json", "result.json", "trace.json")  # of accuracy_aware
 COMPARISON = "comparison.html"
+OUTSIDE = ("tracking", "sweep")  # sections of the configuration that no result depends on
 
 
 def log(config: Config, uri: str, label: str = "") -> tuple[Run, bool]:
@@ -66,7 +67,7 @@ def content_key(config: Config) -> str:
     return digest.hexdigest()[:32]
 
 
-def log_sweep(uri: str, experiment: str, name: str, summary: str, html: str) -> str:
+def log_sweep(uri: str, experiment: str, name: str, summary: str, html: str, content: str) -> str:
     """Log a sweep's comparison as a run of its own, unless the same one is there already; the page of the UI that shows it.
 
     It stands in an experiment beside the results' own, where it is in the way of none of their charts.
@@ -77,11 +78,12 @@ def log_sweep(uri: str, experiment: str, name: str, summary: str, html: str) -> 
         name: What a new run is called.
         summary: Shown as the run's description.
         html: The comparison, a page that needs nothing but itself.
+        content: What makes it another one than those that are logged already.
 
     Raises:
         UserError: MLflow refuses or cannot be reached.
     """
-    key = hashlib.sha256(html.encode()).hexdigest()[:32]
+    key = hashlib.sha256(content.encode()).hexdigest()[:32]
     experiment = f"{experiment} sweeps"
     run = find_in_sqlite(uri, experiment, key)
     if run is None:

@@ -238,7 +238,7 @@ def test_every_option_of_every_group_is_valid(resolve: Resolve, project: Project
     groups = {path.parent.name for path in (project.root / "conf").glob("*/*.yaml")}
     assert groups == {
         *("model", "data", "metric", "engine", "target_device", "quantization"),
-        *("bias_correction", "layerwise_tuning", "evaluate", "accuracy_aware", "tune", "cluster", "tracking", "package", "check"),
+        *("bias_correction", "layerwise_tuning", "evaluate", "accuracy_aware", "tune", "cluster", "tracking", "package", "check", "sweep"),
         "experiment",
     }
     for path in sorted((project.root / "conf").glob("*/*.yaml")):
@@ -268,7 +268,7 @@ def test_an_experiment_is_not_half_hidden(resolve: Resolve, project: Project) ->
 def test_defaults_in_conf_are_those_of_the_schema(resolve: Resolve) -> None:
     """conf/ shows defaults beside their explanation, the schema decides them: they must agree."""
     composed = resolve()
-    for section in ("engine", "quantization", "bias_correction", "accuracy_aware", "tune", "tracking", "package", "check"):
+    for section in ("engine", "quantization", "bias_correction", "accuracy_aware", "tune", "tracking", "package", "check", "sweep"):
         assert getattr(composed, section) == getattr(Config(), section), section
     assert dataclasses.replace(composed.evaluate, primary_metric=None) == Config().evaluate
     data = yaml.safe_load(Path("conf/data/arrays.yaml").read_text())

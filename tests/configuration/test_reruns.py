@@ -45,6 +45,7 @@ RERUNS: dict[str, set[str]] = {
     "evaluate: {primary_metric: character_accuracy}": {"evaluate"},
     "layerwise_tuning: {use_layerwise_tuning: true}": {"correct_bias"},
     "tracking: {experiment: other}": set(),
+    "sweep: {final_timing: 0}": set(),
     "bias_correction: {use_fast_bias: false}": {"correct_bias"},
     # Only the accurate correction runs models (test_the_engine_concerns_the_accurate_bias_correction).
     "engine: {threads: 1}": {"collect_statistics", "evaluate"},
@@ -58,7 +59,7 @@ RERUNS: dict[str, set[str]] = {
 
 # Searches read nearly all of it; while they are disabled that takes them a fraction of a second.
 SEARCHES = {"accuracy_aware", "tune"}
-NOT_OF_SEARCHES = ("tracking", "package", "check", "cluster", "model", "collect_statistics")
+NOT_OF_SEARCHES = ("tracking", "sweep", "package", "check", "cluster", "model", "collect_statistics")
 RERUNS |= {
     "accuracy_aware: {maximal_drop: 0.02}": set(),
     # Range estimators by quantiles need statistics that nothing else does.
@@ -100,5 +101,5 @@ def test_every_key_belongs_to_a_stage(resolve: Resolve) -> None:
     config = resolve()
     used = {key.split(".")[0] for stage in stages.values() for key in tracked(stage, config)}
     # `track` always runs and reads all of it; where a search evaluates does not change what it finds; a hash stands for the tables.
-    assert {field.name for field in dataclasses.fields(Config)} - used == {"tracking", "package", "check", "cluster", "target_device"}
+    assert {field.name for field in dataclasses.fields(Config)} - used == {"tracking", "sweep", "package", "check", "cluster", "target_device"}
     assert stages["track"]["always_changed"]

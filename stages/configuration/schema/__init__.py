@@ -34,6 +34,7 @@ from stages.configuration.schema.quantization import (
     Scheme,
 )
 from stages.configuration.schema.shipping import MODELS, Check, Shipment
+from stages.configuration.schema.sweep import Sweep
 from stages.configuration.schema.target_device import DEVICES, TargetDevice, TargetOperation
 from stages.configuration.schema.tracking import Tracking
 from stages.configuration.schema.tune import ESTIMATOR_TUNING_SCOPE, TUNING_SCOPE, Tune, TuneBenchmark, TuneMetric, TuneSpace
@@ -75,6 +76,7 @@ __all__ = [
     "RangeEstimator",
     "Scheme",
     "Shipment",
+    "Sweep",
     "TargetDevice",
     "TargetOperation",
     "Tracking",
@@ -86,7 +88,7 @@ __all__ = [
 ]
 
 COMPUTED = ("correction_engine", "target_device_sha256", "user_code", "files")  # what the config stage fills in
-APART = ("tracking", "package", "check")  # sections on which no result depends
+APART = ("tracking", "package", "check", "sweep")  # sections on which no result depends
 
 
 @dataclass
@@ -110,6 +112,7 @@ class Config:
     tracking: Tracking = param(Tracking, "MLflow")
     package: Shipment = param(Shipment, "what is shipped")
     check: Check = param(Check, "limits that a result must keep")
+    sweep: Sweep = param(Sweep, "what a sweep does after its jobs")
     correction_engine: Engine | None = param(
         None, "the section `engine` where the accurate BiasCorrection or layer-wise tuning runs, null where nothing does; computed, not set"
     )
