@@ -83,10 +83,16 @@ class Loss:
         return int(math.ceil(count / step - 1e-9) * step)
 
     def shown(self) -> str:
-        """`exact_match drops by 3.10 points [1.70, 4.50]`; where less is better, `error rises by`."""
+        """`exact_match drops by 3.10 points [1.70, 4.50]`; where less is better, `error rises by`; where it is not clear, so."""
         low, high = self.metric["drop_low"], self.metric["drop_high"]
+        verb, noun = ("drops", "drop") if self.metric["higher_is_better"] else ("rises", "rise")
         interval = "" if low is None else f" [{difference(self.metric, low)}, {difference(self.metric, high)}]"
-        return f"{self.name} {'drops' if self.metric['higher_is_better'] else 'rises'} by {amount(self.metric, self.drop)}{interval}"
+        if self.clear:
+            return f"{self.name} {verb} by {amount(self.metric, self.drop)}{interval}"
+        if high is not None and high < 0:
+            gained = f" [{difference(self.metric, -high)}, {difference(self.metric, -low)}]"
+            return f"{self.name} is better by {amount(self.metric, -self.drop)}{gained}"
+        return f"no clear {noun} of {self.name}: {amount(self.metric, self.drop)}{interval}"
 
 
 @dataclass(frozen=True)
@@ -99,6 +105,7 @@ class Candidate:
         ratio: How many times faster than FP32 in the device's default precision; None where that was not measured.
         faulty: Whether the device computes something else than the model says.
         kept: Whether a search has made it whose budget holds: its word counts, on the samples that it searched with.
+        final: The same ratio, measured in the same rounds as that of the other finalists; None of what is none. It ranks them.
     """
 
     name: str
@@ -106,6 +113,12 @@ class Candidate:
     ratio: Ratio | None
     faulty: bool = False
     kept: bool = False
+    final: Ratio | None = None
+
+    @property
+    def rank(self) -> Ratio | None:
+        """The ratio by which it is compared with others."""
+        return self.final or self.ratio
 
     @property
     def acceptable(self) -> bool:
@@ -158,15 +171,16 @@ def choose(candidates: Sequence[Candidate]) -> Candidate | None:
         candidates: The first ones win where there is no difference.
     """
     kept = [each for each in candidates if each.acceptable]
+    kept = [each for each in kept if each.final is not None] or kept
     if not kept:
         return None
-    fastest = max(kept, key=lambda each: each.ratio["median"] if each.ratio else 0.0)
+    fastest = max(kept, key=lambda each: each.rank["median"] if each.rank else 0.0)
     return min((each for each in kept if equally_fast(each, fastest)), key=lambda each: each.excess)
 
 
 def equally_fast(one: Candidate, other: Candidate) -> bool:
     """Whether there is no telling which one is faster."""
-    if one is other or one.ratio is None or other.ratio is None:
-        return one.ratio is other.ratio or one is other
-    close = abs(one.ratio["median"] / other.ratio["median"] - 1) < SAME_SPEED
-    return close and one.ratio["low"] <= other.ratio["high"] and other.ratio["low"] <= one.ratio["high"]
+    if one is other or one.rank is None or other.rank is None:
+        return one.rank is other.rank
+    close = abs(one.rank["median"] / other.rank["median"] - 1) < SAME_SPEED
+    return close and one.rank["low"] <= other.rank["high"] and other.rank["low"] <= one.rank["high"]

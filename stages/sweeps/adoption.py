@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from stages.common.units import amount, ratio
+from stages.common.units import difference, ratio
 from stages.report.advice import SWEEP, Advice, lines
 from stages.report.choice import Candidate, choose, equally_fast
 from stages.sweeps import job
@@ -48,7 +48,7 @@ def adoption(place: Path, variants: Sequence[Variant]) -> Adoption:
     if len({(each.config["model"]["name"], each.config["data"]["name"]) for each in done}) > 1:
         text = "jobs differ in their model or data: what is best is a question for each of these"
         return Adoption(None, text, (), ())
-    candidates = {each.name: each for each in done}
+    candidates = {each.title: each for each in done}
     known = [each.candidate for each in done]
     best, fp32 = choose(known), f"FP32 in {done[0].evaluation['precisions']['default']}"
     if best is None:
@@ -76,7 +76,7 @@ def _none(known: Sequence[Candidate], done: Sequence[Variant]) -> Adoption:
     if any(each.kind == "accuracy_aware" for each in done):
         step = Advice("allow more (accuracy_aware.maximal_drop), or calibrate on more and other samples (data.calibration)")
     else:
-        preset = next(each.config["quantization"]["preset"] for each in done if each.name == closest.name)
+        preset = next(each.config["quantization"]["preset"] for each in done if each.title == closest.name)
         step = Advice(
             "give the layers that hurt back to floating point until the budget holds",
             f"{SWEEP} quantization.preset={preset} accuracy_aware.enabled=true",
@@ -104,7 +104,8 @@ def _speed(each: Candidate, fp32: str) -> str:
 
 
 def _lost(each: Candidate, *, beyond: bool = False) -> Iterator[str]:
-    """What its metrics lost, the first one beside what is allowed; with `beyond`, only those that lost too much."""
-    for place, loss in enumerate(loss for loss in each.losses if not (beyond and loss.acceptable)):
-        allowed = loss.allowed is not None and (place == 0 or not loss.acceptable)
-        yield loss.shown() + (f", {amount(loss.metric, loss.allowed or 0.0)} allowed" if allowed else "")
+    """What its metrics lost beside what is allowed: the first one, and all that lost too much; with `beyond`, those alone."""
+    for place, loss in enumerate(each.losses):
+        if not loss.acceptable or (place == 0 and not beyond):
+            allowed = "" if loss.allowed is None else f", {difference(loss.metric, loss.allowed)} allowed"
+            yield f"{loss.shown()}{allowed}"

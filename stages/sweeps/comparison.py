@@ -11,7 +11,7 @@ from stages.common.units import drop, metric_value, model_names
 from stages.report.page import environment
 from stages.report.tradeoff import Picture, Point, picture
 from stages.sweeps.adoption import Adoption
-from stages.sweeps.results import INT8, SEARCHES, Variant, factor, warned
+from stages.sweeps.results import INT8, SEARCHES, Variant, factor_range, warned
 
 MOST_LAYERS = 1000  # rows of the table; the noisiest come first
 MOST_HURTING = 3
@@ -106,7 +106,7 @@ def compared(overrides: Sequence[str], variants: Sequence[Variant], adopted: Ado
     done = [each for each in variants if each.error is None]
     layers = sorted(_layers(done), key=lambda layer: (layer.worst, layer.place))
     subjects = dict.fromkeys(f"{each.config['model']['name']} on {each.config['data']['name']}" for each in done)
-    places = [place for place, each in enumerate(done) if adopted.best is not None and each.name == adopted.best.name]
+    places = [place for place, each in enumerate(done) if adopted.best is not None and each.title == adopted.best.title]
     looked_at = places[0] if places else min(range(len(done)), key=lambda place: done[place].candidate.excess)
     return Comparison(
         overrides=" ".join(overrides),
@@ -120,7 +120,7 @@ def compared(overrides: Sequence[str], variants: Sequence[Variant], adopted: Ado
         finals=finals,
         picture=_picture(done),
         hurting=tuple(_hurting(layers, looked_at)),
-        hurting_of=done[looked_at].name,
+        hurting_of=done[looked_at].title,
         layers=tuple(layers[:MOST_LAYERS]),
         more_layers=max(0, len(layers) - MOST_LAYERS),
         settings=tuple(_settings(done)),
@@ -137,18 +137,22 @@ def _results(done: Sequence[Variant]) -> Iterator[Row]:
     for name in names:
         metrics = [each.evaluation["metrics"].get(name) for each in done]
         higher = all(metric["higher_is_better"] for metric in metrics if metric)
-        note = "" if higher else "less is better"
+        note = [] if higher else ["less is better"]
         fp32, int8 = (tuple(metric_value(metric, metric[key]) if metric else "–" for metric in metrics) for key in ("fp32", "int8"))
-        yield Row(f"{name}, FP32", fp32, note=note)
-        yield Row(f"{name}, INT8", int8, _clear([metric and _interval(metric) for metric in metrics], higher=False), note)
+        if len(set(fp32)) == 1:
+            note.append(f"FP32: {fp32[0]}")
+        else:
+            yield Row(f"{name}, FP32", fp32, note=", ".join(note))
+        clear = _clear([metric and _interval(metric) for metric in metrics], higher=False)
+        yield Row(f"{name}, INT8", int8, clear, ", ".join(note))
         drops = tuple(drop(metric, metric) if metric else "–" for metric in metrics)
         yield Row(f"drop of {name}", drops, note="FP32 minus INT8" if higher else "INT8 minus FP32")
     if any(each.speed for each in done):
         yield _faster([each.speed.get("speed_up", {}).get("fp32") for each in done], "faster than FP32 in f32")
         if all(each.evaluation["precisions"]["default"] != "f32" for each in done):
             precisions = " or ".join(dict.fromkeys(each.evaluation["precisions"]["default"] for each in done))
-            note = "this device's default; in brackets: no clear difference"
-            yield _faster([each.speed.get("speed_up", {}).get("default") for each in done], f"faster than FP32 in {precisions}", note)
+            ratios = [each.speed.get("speed_up", {}).get("default") for each in done]
+            yield _faster(ratios, f"faster than FP32 in {precisions}", "this device’s default")
         if any(each.final is not None for each in done):
             default = done[0].evaluation["precisions"]["default"]
             yield _faster(
@@ -164,9 +168,9 @@ def _results(done: Sequence[Variant]) -> Iterator[Row]:
 
 
 def _faster(ratios: Sequence[Mapping[str, float] | None], name: str, note: str = "") -> Row:
-    cells = tuple("–" if ratio is None else factor(ratio) for ratio in ratios)
+    cells = tuple("–" if ratio is None else factor_range(ratio) for ratio in ratios)
     best = _clear([None if ratio is None else (ratio["low"], ratio["high"]) for ratio in ratios], higher=True)
-    return Row(name, cells, frozenset(place for place in best if not cells[place].startswith("(")), note)
+    return Row(name, cells, best, note)
 
 
 def _rate(each: Variant) -> float | None:

@@ -12,7 +12,7 @@ from stages.common import artifacts
 from stages.common.errors import UserError
 from stages.common.units import drop, metric_value
 from stages.report.choice import Candidate, losses
-from stages.report.facts import budget_of, wrong
+from stages.report.facts import at_the_outputs, budget_of, wrong
 from stages.report.left_float import left_float
 from stages.report.measured import Model, models
 from stages.sweeps import job
@@ -64,6 +64,11 @@ class Variant:
         return f"{self.number} {self.label}"
 
     @property
+    def title(self) -> str:
+        """What it is called in a sentence."""
+        return f"job {self.number} ({self.label})"
+
+    @property
     def primary(self) -> str:
         """Name of the metric that is reported first."""
         return str(next(iter(self.evaluation["metrics"])))
@@ -75,18 +80,16 @@ class Variant:
 
     @property
     def ratio(self) -> Mapping[str, float] | None:
-        """How many times faster than FP32 in the default precision it is, as well as that is known."""
-        if self.final is not None or not self.speed:
-            return self.final
-        known: Mapping[str, float] = self.speed["speed_up"]["default"]
-        return known
+        """How many times faster than FP32 in the default precision it is, by the measurement whose rounds agree best."""
+        known = [ratio for ratio in (self.final, self.speed.get("speed_up", {}).get("default")) if ratio is not None]
+        return min(known, key=lambda ratio: ratio["high"] / ratio["low"], default=None)
 
     @property
     def candidate(self) -> Candidate:
         """It as one that may be deployed."""
         budget = budget_of(self.kind, self.config, self.primary)
         judged = losses(self.evaluation["metrics"], self.evaluation["samples"], budget, self.primary)
-        return Candidate(self.name, judged, self.ratio, wrong(self.evaluation.get("fidelity", {})), bool(self.kept))
+        return Candidate(self.title, judged, self.ratio, wrong(self.evaluation.get("fidelity", {})), bool(self.kept), self.final)
 
 
 def variants(sweep: Path, entry: job.Job) -> list[Variant]:
@@ -107,9 +110,9 @@ def variants(sweep: Path, entry: job.Job) -> list[Variant]:
 def _variant(quantized: Variant, model: Model) -> Variant:
     """A model of a job; `quantized` knows what evaluate measured."""
     if model.kind == INT8:
-        return dataclasses.replace(quantized, warnings=tuple(quantized.evaluation["warnings"]), model=model.path)
-    warnings = [] if model.kept else [f"the accuracy budget of {model.kind} is NOT KEPT"]
-    warnings += filter(None, [model.fidelity.get("warning")])
+        others = [text for text in quantized.evaluation["warnings"] if text != model.fidelity.get("warning")]
+        return dataclasses.replace(quantized, warnings=(*others, *_unfaithful(model.fidelity)), model=model.path)
+    warnings = [*([] if model.kept else [f"the accuracy budget of {model.kind} is NOT KEPT"]), *_unfaithful(model.fidelity)]
     sizes = {**quantized.evaluation["size_bytes"], INT8: model.size}
     return dataclasses.replace(
         quantized,
@@ -123,6 +126,16 @@ def _variant(quantized: Variant, model: Model) -> Variant:
         kept=model.kept,
         model=model.path,
     )
+
+
+def _unfaithful(fidelity: Mapping[str, Any]) -> list[str]:
+    """What is to be said of a model that the device does not compute as it says; the same words for what may be so in many jobs."""
+    if not fidelity.get("warning"):
+        return []
+    if not fidelity.get("saturates"):
+        return [str(fidelity["warning"])]
+    where = "also at the outputs" if at_the_outputs(fidelity) else "though not at the outputs"
+    return [f"sums of 16 bits saturate on this device, {where}: try `quantization.saturation_fix=all`, or a device with VNNI"]
 
 
 def _layers(folder: Path, quantized: Table) -> Table:
@@ -140,12 +153,11 @@ def table(variants: Sequence[Variant], sweep: Path, *, parallel: bool) -> str:
     Without milliseconds: jobs are timed minutes apart, and only what was timed side by side can be compared.
     """
     done = [each for each in variants if each.error is None]
-    finals = any(each.final is not None for each in done)
     titles = ["", "job", "metric", "FP32", "INT8", "drop", "against f32", "against default", "side by side", "size", "left float", "time"]
     rows = [titles]
     rows += [[str(each.number), each.label, *_cells(each), "" if each.seconds is None else f"{each.seconds:.0f} s"] for each in done]
-    if not finals:
-        rows = [[cell for place, cell in enumerate(row) if place != titles.index("side by side")] for row in rows]
+    empty = {place for place in range(len(titles)) if all(row[place] == "-" for row in rows[1:])}  # the default precision may be f32
+    rows = [[cell for place, cell in enumerate(row) if place not in empty] for row in rows]
     lines = aligned(rows) if done else []
     lines += [f"{numbers}  WARNING: {text}" for numbers, text in warned(done)]
     for each in variants:
@@ -188,6 +200,11 @@ def _cells(each: Variant) -> list[str]:
         size,
         str(each.left_float),
     ]
+
+
+def factor_range(ratio: Mapping[str, float]) -> str:
+    """How many times faster, with what four rounds in five measured: `2.18x [2.10, 2.27]`."""
+    return f"{ratio['median']:.2f}x [{ratio['low']:.2f}, {ratio['high']:.2f}]"
 
 
 def factor(ratio: Mapping[str, float]) -> str:

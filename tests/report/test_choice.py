@@ -76,6 +76,13 @@ def test_of_equally_fast_ones_the_more_accurate() -> None:
     assert not equally_fast(vague, slow) and choose([vague, slow]) == vague
 
 
+def test_finalists_are_ranked_by_what_was_measured_side_by_side() -> None:
+    final = {name: {"median": ratio, "low": ratio - 0.01, "high": ratio + 0.01} for name, ratio in (("one", 1.2), ("other", 1.4))}
+    one, other = candidate("one", 0.001, 1.5, final=final["one"]), candidate("other", 0.001, 1.3, final=final["other"])
+    assert choose([one, other]) == other
+    assert choose([one, other, candidate("third", 0.0, 1.6)]) == other  # was not among them: jobs are timed minutes apart
+
+
 def test_a_model_that_the_device_does_not_compute_is_not_chosen() -> None:
     wrong, right = candidate("wrong", 0.0, 2.0, faulty=True), candidate("right", 0.0, 1.1)
     assert choose([wrong, right]) == right
@@ -102,3 +109,17 @@ def test_the_budget_of_each_metric() -> None:
     assert [(entry.name, entry.allowed) for entry in losses(metrics, 100, named, "top_1")] == [("top_1", 0.01), ("error", 0.1)]
     relative = BUDGET | {"drop_type": "relative"}
     assert losses(metrics, 100, relative)[0].allowed == pytest.approx(0.009)
+
+
+@pytest.mark.parametrize(
+    ("found", "expected"),
+    [
+        (loss(0.031, 0.017, 0.045), "top_1 drops by 3.10 points [1.70, 4.50]"),
+        (loss(0.002, -0.003, 0.007), "no clear drop of top_1: 0.20 points [-0.30, 0.70]"),
+        (loss(-0.02, -0.03, -0.01), "top_1 is better by 2.00 points [1.00, 3.00]"),
+        (loss(0.02, None, None), "top_1 drops by 2.00 points"),
+        (loss(0.04, 0.03, 0.05, share=False, higher_is_better=False), "top_1 rises by 0.04 [0.03, 0.05]"),
+    ],
+)
+def test_how_a_loss_reads(found: Loss, expected: str) -> None:
+    assert found.shown() == expected
