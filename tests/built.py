@@ -117,6 +117,7 @@ def write_accuracy_aware(root: Path, *, enabled: bool = True, holds: bool = True
     times = {name: _spread(value) for name, value in zip(names, (12.4, 6.0, 3.84, 4.0), strict=True)}
     _json(root, "accuracy_aware/latency.json", {"rounds": 40, "latency_ms": times, "speed_up": ratios})
     _json(root, "accuracy_aware/quantizers.json", quantizers())
+    _json(root, "accuracy_aware/corrections.json", CORRECTIONS)
     for suffix in ("xml", "bin"):
         (root / "build" / "accuracy_aware" / f"model.{suffix}").write_text(f"budget {suffix}")
 

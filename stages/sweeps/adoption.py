@@ -56,10 +56,10 @@ def adoption(place: Path, variants: Sequence[Variant]) -> Adoption:
     chosen = candidates[best.name]
     if not best.faster:
         text = f"no job is worth it: of those that keep the budget the fastest, {best.name}, is {_speed(best, fp32)}"
-        tuning = (
-            [] if any(each.kind == "tune" for each in done) else [Advice("let `tune` look for a faster one", f"{SWEEP} tune.enabled=true")]
-        )
-        return Adoption(None, text, tuple(_others(best, known, fp32)), (Advice(f"ship {fp32}, build/prepare/model.xml"), *tuning))
+        steps = [Advice(f"ship {fp32}, {chosen.model.parents[1] / 'prepare' / 'model.xml'}")]
+        if not any(each.kind == "tune" for each in done):
+            steps.append(Advice("let `tune` look for a faster one", f"{SWEEP} tune.enabled=true"))
+        return Adoption(None, text, tuple(_others(best, known, fp32)), tuple(steps))
     text = f"adopt {best.name}: {_speed(best, fp32)}; {'; '.join(_lost(best))}"
     command = f"python -m stages.promote {job.folder_of(place, chosen.number)}"
     deploy = Advice(f"adopt {best.name}; its model is {chosen.model}", command)

@@ -159,9 +159,8 @@ def _results(done: Sequence[Variant]) -> Iterator[Row]:
                 [each.final for each in done], f"faster than FP32 in {default}, side by side", "the best of all jobs in the same rounds"
             )
         rates = [_rate(each) for each in done]
-        yield Row(
-            "throughput, times FP32’s", tuple("–" if rate is None else f"{rate:.2f}x" for rate in rates), note="as many at once as fit"
-        )
+        cells = tuple("–" if rate is None else f"{rate:.2f}x" for rate in rates)
+        yield Row("throughput, times FP32’s", cells, note="with as many inferences at once as the device likes")
     sizes = [each.evaluation["size_bytes"]["fp32"] / each.evaluation["size_bytes"][INT8] for each in done]
     yield Row("times smaller", tuple(f"{size:.2f}x" for size in sizes), _best([round(size, 2) for size in sizes]))
     yield Row("operations left in floating point", tuple(str(each.left_float) for each in done))
