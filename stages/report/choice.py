@@ -104,7 +104,7 @@ class Candidate:
         losses: Of the metrics that have a budget, the primary one first.
         ratio: How many times faster than FP32 in the device's default precision; None where that was not measured.
         faulty: Whether the device computes something else than the model says.
-        kept: Whether a search has made it whose budget holds: its word counts, on the samples that it searched with.
+        kept: Whether the budget of the search that has made it holds: its word counts, on its samples; None of what no search has made.
         final: The same ratio, measured in the same rounds as that of the other finalists; None of what is none. It ranks them.
     """
 
@@ -112,7 +112,7 @@ class Candidate:
     losses: tuple[Loss, ...]
     ratio: Ratio | None
     faulty: bool = False
-    kept: bool = False
+    kept: bool | None = None
     final: Ratio | None = None
 
     @property
@@ -122,7 +122,8 @@ class Candidate:
 
     @property
     def acceptable(self) -> bool:
-        return not self.faulty and (self.kept or all(loss.acceptable for loss in self.losses))
+        kept = all(loss.acceptable for loss in self.losses) if self.kept is None else self.kept
+        return kept and not self.faulty
 
     @property
     def faster(self) -> bool:

@@ -63,7 +63,7 @@ def candidate(model: Model, config: Mapping[str, Any], evaluation: Mapping[str, 
     primary = config["evaluate"]["primary_metric"]
     judged = losses(model.metrics, evaluation["samples"], budget_of(model.kind, config, primary or next(iter(model.metrics))), primary)
     ratio = model.speed["speed_up"]["default"] if model.speed else None
-    return Candidate(model.name, judged, ratio, wrong(model.fidelity), bool(model.kept))
+    return Candidate(model.name, judged, ratio, wrong(model.fidelity), model.kept)
 
 
 def budget_of(kind: str, config: Mapping[str, Any], primary: str) -> Mapping[str, Any]:

@@ -89,7 +89,7 @@ class Variant:
         """It as one that may be deployed."""
         budget = budget_of(self.kind, self.config, self.primary)
         judged = losses(self.evaluation["metrics"], self.evaluation["samples"], budget, self.primary)
-        return Candidate(self.title, judged, self.ratio, wrong(self.evaluation.get("fidelity", {})), bool(self.kept), self.final)
+        return Candidate(self.title, judged, self.ratio, wrong(self.evaluation.get("fidelity", {})), self.kept, self.final)
 
 
 def variants(sweep: Path, entry: job.Job) -> list[Variant]:
