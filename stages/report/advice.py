@@ -80,8 +80,9 @@ def _deploy(facts: Facts) -> Iterator[Advice]:
     speed = "speed was not measured" if model.ratio is None else ratio(model.ratio, fp32)
     if not model.faster:
         search = "" if facts.tuned else ", or let `tune` look for a faster model"
-        text = f"ship FP32 in {facts.default}, build/prepare/model.xml{search}: {model.name} is {speed} here"
-        if facts.smaller > 1:
+        lossy = "".join(f", and {loss.shown()}" for loss in model.losses if not loss.acceptable)
+        text = f"ship FP32 in {facts.default}, build/prepare/model.xml{search}: {model.name} is {speed} here{lossy}"
+        if facts.smaller > 1 and model.acceptable:
             text += f"; it is worth its {facts.smaller:.1f}x smaller files only where those count"
         yield Advice(text, "" if facts.tuned else f"{SWEEP} tune.enabled=true")
     elif not model.acceptable:
