@@ -30,7 +30,6 @@ BATCH = 100  # parameters that MLflow takes at once
 LATER = "TRACK_LATER"  # in the environment of a sweep's jobs: the sweep itself logs their results
 REVERTED = ("model.bin", "model.xml", "quantizers.json", "result.json", "trace.json")  # of accuracy_aware
 COMPARISON = "comparison.html"
-OUTSIDE = ("tracking", "sweep")  # sections of the configuration that no result depends on
 
 
 def log(config: Config, uri: str, label: str = "") -> tuple[Run, bool]:

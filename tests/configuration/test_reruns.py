@@ -101,5 +101,12 @@ def test_every_key_belongs_to_a_stage(resolve: Resolve) -> None:
     config = resolve()
     used = {key.split(".")[0] for stage in stages.values() for key in tracked(stage, config)}
     # `track` always runs and reads all of it; where a search evaluates does not change what it finds; a hash stands for the tables.
-    assert {field.name for field in dataclasses.fields(Config)} - used == {"tracking", "sweep", "package", "check", "cluster", "target_device"}
+    assert {field.name for field in dataclasses.fields(Config)} - used == {
+        "tracking",
+        "sweep",
+        "package",
+        "check",
+        "cluster",
+        "target_device",
+    }
     assert stages["track"]["always_changed"]
