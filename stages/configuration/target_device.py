@@ -157,7 +157,7 @@ def common(lists: Sequence[Sequence[Scheme]]) -> tuple[Scheme, ...]:
 def choose(alternatives: Sequence[Scheme], preset: str, group: str) -> Scheme:
     """The preset's choice: the first alternative, which is the fastest, or the last that has no fewer bits than the first.
 
-    Fewer bits are for who asks for them (POT takes the last whatever its bits).
+    Fewer bits are for who asks for them (POT takes the last whatever its bits). Preset auto begins like performance.
     """
-    accurate = preset == "accuracy" if group == WEIGHTS else preset != "performance"
+    accurate = preset == "accuracy" or (preset == "mixed" and group == ACTIVATIONS)
     return [scheme for scheme in alternatives if scheme.bits >= alternatives[0].bits][-1] if accurate else alternatives[0]

@@ -37,7 +37,7 @@ from stages.configuration.schema import (
 from stages.configuration.secrets import refuse_secrets
 
 QUANTILE_TYPES = ("quantile", "abs_quantile")
-POOLED_TYPES = ("histogram", "percentile", "entropy")  # of all samples together
+POOLED_TYPES = ("histogram", "percentile", "entropy", "sqnr")  # of all samples together
 SHARE_TYPES = (*QUANTILE_TYPES, "percentile")
 LOWER_TYPES = ("min", "quantile", *POOLED_TYPES)
 UPPER_TYPES = ("max", "abs_max", "quantile", "abs_quantile", *POOLED_TYPES)

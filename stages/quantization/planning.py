@@ -32,6 +32,7 @@ from stages.quantization.placement.placing import ALREADY_QUANTIZED, Placement, 
 from stages.quantization.placement.plan import Float, NotAligned, Place, Plan, Quantizer, TensorName
 from stages.quantization.placement.smoothed_tensors import smoothed_tensors
 from stages.quantization.placement.unify import unified_groups
+from stages.quantization.solution.choice import choose_activations
 from stages.quantization.statistics.estimators import resolve_estimator
 from stages.quantization.statistics.masks import magnitudes, masked_sums, readers_without_range
 from stages.quantization.statistics.points import has_channels
@@ -54,7 +55,7 @@ def make_plan(graph: Graph, target: Target, config: schema.Quantization, statist
     """The configuration of the quantized model that `config` asks for on `target`.
 
     Operations that read infinite constants, or infinite values according to `statistics`, such as an attention mask, stay in
-    floating point (`masks`).
+    floating point (`masks`). Preset auto chooses by `statistics`; without them it is preset performance.
     """
     return make_plan_options(graph, target, config, statistics).plan
 
@@ -71,7 +72,11 @@ def make_plan_options(graph: Graph, target: Target, config: schema.Quantization,
             break
         ignored = infinite | ignored
         offer = _offer(graph, target, config, ignored, largest)
-    return offer
+    if config.preset != "auto" or statistics is None:
+        return offer
+    configured = config.activations.range_estimator or config.range_estimator
+    chosen = choose_activations(graph, statistics, offer.plan, offer.schemes, estimators=configured == schema.RangeEstimator())
+    return offer._replace(plan=chosen)
 
 
 def _offer(

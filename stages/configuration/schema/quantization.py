@@ -7,11 +7,11 @@ from typing import Any
 
 from stages.configuration.schema.fields import MISSING, param
 
-PRESETS = ("performance", "mixed", "accuracy")
+PRESETS = ("performance", "mixed", "accuracy", "auto")
 MODES = ("symmetric", "asymmetric")
 GRANULARITIES = ("pertensor", "perchannel")
-ESTIMATOR_PRESETS = ("default", "quantile", "mse")
-ESTIMATOR_TYPES = ("min", "max", "abs_max", "quantile", "abs_quantile", "histogram", "percentile", "entropy")
+ESTIMATOR_PRESETS = ("default", "quantile", "mse", "sqnr")
+ESTIMATOR_TYPES = ("min", "max", "abs_max", "quantile", "abs_quantile", "histogram", "percentile", "entropy", "sqnr")
 AGGREGATORS = ("mean", "max", "min", "median", "mean_no_outliers", "median_no_outliers", "hl_estimator", "mean_unclipped")
 
 
@@ -20,7 +20,7 @@ class Estimator:
     """How one border of a range is estimated; unset keys come from the estimator preset."""
 
     type: str | None = param(
-        None, "statistic of a sample; histogram, percentile and entropy: of all samples together", choices=ESTIMATOR_TYPES
+        None, "statistic of a sample; histogram, percentile, entropy and sqnr: of all samples together", choices=ESTIMATOR_TYPES
     )
     outlier_prob: float | None = param(None, "share of values cut off by the quantile types and percentile", above=0.0, below=0.5)
     clipping_value: float | None = param(None, "the border is never wider than this value")
@@ -31,7 +31,11 @@ class Estimator:
 class RangeEstimator:
     """Range estimation: a preset, refined per border."""
 
-    preset: str = param("default", "table of estimators to start from; mse: ranges of least squared error", choices=ESTIMATOR_PRESETS)
+    preset: str = param(
+        "default",
+        "table of estimators to start from; mse: ranges of least squared error; sqnr: of the samples' largest SQNR in dB, on average",
+        choices=ESTIMATOR_PRESETS,
+    )
     min: Estimator = param(Estimator, "lower border")
     max: Estimator = param(Estimator, "upper border")
 
@@ -69,7 +73,9 @@ class Quantization:
     """Where quantizers go and how their ranges are computed (POT's DefaultQuantization)."""
 
     preset: str = param(
-        "performance", "performance: all symmetric; mixed: asymmetric activations; accuracy: all asymmetric", choices=PRESETS
+        "performance",
+        "performance: all symmetric; mixed: asymmetric activations; accuracy: all asymmetric; auto: activations by their expected error",
+        choices=PRESETS,
     )
     model_type: str = param(
         "none", "transformer leaves the operations in floating point that transformers are sensitive to", choices=("none", "transformer")

@@ -62,6 +62,7 @@ class Quantizer:
     channel_axis: int | None = None  # axis of the source tensor that has a range per index; None: one range
     doubled: bool = False  # saturation fix: half the levels stay unused
     restriction: str | None = None  # why it is not what the preset would have chosen
+    choice: str | None = field(default=None, compare=False)  # what preset auto chose, and why
 
 
 @dataclass(frozen=True)
@@ -159,6 +160,7 @@ def quantizer_to_json(quantizer: Quantizer) -> dict[str, Any]:
         "channel_axis": quantizer.channel_axis,
         "doubled": quantizer.doubled,
         "restriction": quantizer.restriction,
+        "choice": quantizer.choice,
     }
 
 
@@ -177,4 +179,5 @@ def quantizer_from_json(data: dict[str, Any]) -> Quantizer:
         channel_axis=data["channel_axis"],
         doubled=data["doubled"],
         restriction=data["restriction"],
+        choice=data.get("choice"),
     )

@@ -46,6 +46,7 @@ class Tail:
 
     Attributes:
         known: What the samples' tails hold, from the highest on.
+        owners: Which sample each of these values is of.
         ends: [N], the innermost value that a sample's tail holds.
         counts: [N], how many values it holds.
         sizes: [N], how many values the sample has.
@@ -53,6 +54,7 @@ class Tail:
     """
 
     known: Array
+    owners: NDArray[np.int64]
     ends: Array
     counts: Array
     sizes: Array
@@ -74,10 +76,23 @@ class Tail:
         places = np.searchsorted(-self.known, -borders)  # so many are higher
         error = squares[places] - 2 * borders * sums[places] + borders**2 * places
         hidden = self._hidden(borders)
-        return places + hidden[0], np.maximum(error, 0.0) + hidden[1]
+        return places + hidden[0].sum(axis=0), np.maximum(error, 0.0) + hidden[1].sum(axis=0)
+
+    def excess_by_sample(self, borders: Array) -> Array:
+        """The sum of squares [N, borders] of how far a sample's values lie beyond each border; borders from the widest on."""
+        samples, count = len(self.ends), len(borders)
+        # The widest border that a value lies beyond; it lies beyond all further in as well.
+        first = np.searchsorted(-borders, -self.known, side="right")
+        places = (self.owners * (count + 1) + first).astype(np.int64)
+        size = samples * (count + 1)
+        weights = (np.ones_like(self.known), self.known, self.known**2)
+        counts, sums, squares = (
+            np.cumsum(np.bincount(places, values, size).reshape(samples, count + 1)[:, :count], axis=1) for values in weights
+        )
+        return np.maximum(squares - 2 * borders * sums + borders**2 * counts, 0.0) + self._hidden(borders)[1]
 
     def _hidden(self, borders: Array) -> tuple[Array, Array]:
-        """The same of values that the tails do not hold, as they end above the border."""
+        """How many values [N, borders] lie beyond each border that the tails do not hold, as they end above it, and their squares."""
         depth = np.maximum(self.ends[:, None] - borders, 0.0)  # [N, borders]
         left = (self.sizes - self.counts)[:, None]
         decay = np.maximum(self.decay * np.abs(self.ends), TINY)[:, None]
@@ -86,7 +101,7 @@ class Tail:
         count = np.minimum(held * (growth - 1), left)
         # The integral over the depth x of x^2 times the density, held / decay * exp(reach - x / decay).
         error = np.minimum(held * decay**2 * (2 * growth - reach * reach - 2 * reach - 2), left * depth**2)
-        return np.asarray(count.sum(axis=0)), np.maximum(np.asarray(error.sum(axis=0)), 0.0)
+        return count, np.maximum(error, 0.0)
 
 
 def read_tail(tails: NDArray[np.floating], sizes: NDArray[np.integer]) -> Tail:
@@ -100,9 +115,10 @@ def read_tail(tails: NDArray[np.floating], sizes: NDArray[np.integer]) -> Tail:
     ends = np.take_along_axis(values, np.maximum(counts - 1, 0)[:, None], 1)[:, 0]
     beyond = np.where(held, values - ends[:, None], 0.0).sum(axis=1) / np.maximum(counts - 1, 1)
     magnitude = float(np.abs(ends).sum())
-    known = -np.sort(-values[held])
+    owners = np.nonzero(held)[0]
+    order = np.argsort(-values[held], kind="stable")
     decay = float(beyond.sum()) / magnitude if magnitude else 0.0
-    return Tail(known, ends, counts.astype(np.float64), sizes.astype(np.float64), decay)
+    return Tail(values[held][order], owners[order], ends, counts.astype(np.float64), sizes.astype(np.float64), decay)
 
 
 def rounding_error(body: Body, steps: Array) -> Array:

@@ -19,7 +19,8 @@ from stages.quantization.solution.least_error import (
     share_border,
 )
 from stages.quantization.solution.ranges import SIGN_TOLERANCE
-from stages.quantization.statistics.estimators import LEAST_ERROR, PERCENTILE
+from stages.quantization.solution.sample_error import largest_sqnr, largest_sqnr_magnitude
+from stages.quantization.statistics.estimators import LARGEST_SQNR, LEAST_ERROR, PERCENTILE
 from stages.quantization.statistics.store import Statistics
 from stages.quantization.statistics.tails import absolute_tail
 
@@ -30,10 +31,9 @@ CLIPPED = 1e-4  # of all values: 8-bit ranges of least error cut off about as ma
 
 def pooled_borders(quantizer: Quantizer, statistics: Statistics, low: Array | None, high: Array | None) -> tuple[Array, Array]:
     """The borders of a range for a whole tensor. low, high: what is known of them already; None: asked for."""
-    tensor, scheme = quantizer.source, quantizer.scheme
-    lowest, highest, size = _tails(quantizer, statistics)
-    known = statistics.body(tensor)
-    body, levels = UNKNOWN if known is None else Body(*known), scheme.levels(ACTIVATIONS)
+    scheme = quantizer.scheme
+    lowest, highest, size = tails_of(quantizer, statistics)
+    body, levels = body_of(quantizer, statistics), scheme.levels(ACTIVATIONS)
     if scheme.symmetric:
         low = np.asarray(np.nanmin(lowest)) if low is None else low  # for the sign alone
         if high is not None:
@@ -45,11 +45,18 @@ def pooled_borders(quantizer: Quantizer, statistics: Statistics, low: Array | No
     positive, negative = (Body(np.maximum(sign * body.values, 0.0), body.shares) for sign in (1, -1))
     upper = _candidates(tails[0], quantizer.estimator.max, high, positive, levels)
     lower = _candidates(tails[1], quantizer.estimator.min, None if low is None else -low, negative, levels)
-    borders = least_error(upper, lower, tails, body, levels)
+    types = (quantizer.estimator.min.type, quantizer.estimator.max.type)
+    borders = (largest_sqnr if LARGEST_SQNR in types else least_error)(upper, lower, tails, body, levels)
     return np.asarray(-borders[1]), np.asarray(borders[0])
 
 
-def _tails(quantizer: Quantizer, statistics: Statistics) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.int64]]:
+def body_of(quantizer: Quantizer, statistics: Statistics) -> Body:
+    """What lies inside of the quantized tensor."""
+    known = statistics.body(quantizer.source)
+    return UNKNOWN if known is None else Body(*known)
+
+
+def tails_of(quantizer: Quantizer, statistics: Statistics) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.int64]]:
     """Of the samples for which the tensor is not empty."""
     tensor = quantizer.source
     try:
@@ -76,6 +83,8 @@ def unusable(tensor: TensorName, infinite: NDArray[np.integer]) -> str:
 def _magnitude(tail: Tail, border: Border, body: Body, levels: int, *, signed: bool) -> float:
     if border.type == LEAST_ERROR:
         return least_error_magnitude(tail, body, levels, signed=signed)
+    if border.type == LARGEST_SQNR:
+        return largest_sqnr_magnitude(tail, body, levels, signed=signed)
     return _alone(tail, border, body, levels // 2 if signed else levels)
 
 
@@ -83,7 +92,7 @@ def _candidates(tail: Tail, border: Border, known: Array | None, body: Body, lev
     """Where a side of an asymmetric range may end, as magnitudes."""
     if known is not None:
         return np.maximum(known.reshape(1), 0.0)
-    return tail.candidates() if border.type == LEAST_ERROR else np.array([_alone(tail, border, body, levels // 2)])
+    return tail.candidates() if border.type in (LEAST_ERROR, LARGEST_SQNR) else np.array([_alone(tail, border, body, levels // 2)])
 
 
 def _alone(tail: Tail, border: Border, body: Body, levels: int) -> float:
@@ -99,7 +108,7 @@ def unclipped(quantizer: Quantizer, border: Border, statistics: Statistics, valu
     Of samples with many values the mean cuts off fewer. Of few it does not: half of ten samples exceed the mean of their maxima,
     each with one of its few values, and each of these errors is larger than those of rounding.
     """
-    lowest, highest, size = _tails(quantizer, statistics)
+    lowest, highest, size = tails_of(quantizer, statistics)
     if not np.any(size * CLIPPED < 1.0):
         return value
     tails = absolute_tail(lowest, highest, size) if border.type == "abs_max" else highest if upper else -lowest

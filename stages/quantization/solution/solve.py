@@ -93,10 +93,10 @@ def solve(
     ranges = {
         quantizer.name: _weight_range(graph, quantizer, weights, pot_compatible)
         if quantizer.kind == WEIGHTS
-        else _activation_range(quantizer, statistics, plan.stat_batch_size, pot_compatible)
+        else activation_range(quantizer, statistics, plan.stat_batch_size, pot_compatible)
         for quantizer in plan.quantizers
     }
-    ranges |= _unified(plan, ranges, pot_compatible)
+    ranges |= unified_ranges(plan.quantizers, ranges, pot_compatible)
     solved = Solved(ranges, weights, biases, smoothing=factors)
     if bias_correction is None or not bias_correction.enabled or not bias_correction.use_fast_bias:
         return solved
@@ -139,7 +139,8 @@ def _widest(border: Border, symmetric: bool, side: str) -> Border:
     return replace(border, type="abs_max" if symmetric and side == "max" else side) if border.type == LEAST_ERROR else border
 
 
-def _activation_range(quantizer: Quantizer, statistics: Statistics, batch_size: int, pot_compatible: bool) -> Range:
+def activation_range(quantizer: Quantizer, statistics: Statistics, batch_size: int, pot_compatible: bool) -> Range:
+    """The range of a quantizer of activations by itself."""
     scheme, levels = quantizer.scheme, quantizer.scheme.levels(ACTIVATIONS)
     low, high = _activation_borders(quantizer, statistics, batch_size)
     if scheme.symmetric:
@@ -213,10 +214,10 @@ def _statistic(
     return low if border.type == "min" else high if border.type == "max" else np.maximum(np.abs(low), np.abs(high))
 
 
-def _unified(plan: Plan, ranges: dict[str, Range], pot_compatible: bool) -> dict[str, Range]:
+def unified_ranges(quantizers: Sequence[Quantizer], ranges: dict[str, Range], pot_compatible: bool) -> dict[str, Range]:
     """One range for all quantizers of a group: the union of theirs, with zero on a level again."""
     groups: dict[int, list[Quantizer]] = {}
-    for quantizer in plan.quantizers:
+    for quantizer in quantizers:
         if quantizer.unified_group is not None:
             groups.setdefault(quantizer.unified_group, []).append(quantizer)
     result: dict[str, Range] = {}

@@ -18,7 +18,9 @@ QUANTILE_TYPES = frozenset({"quantile", "abs_quantile"})
 SHARE_TYPES = QUANTILE_TYPES | {"percentile"}  # what outlier_prob is for
 # What all samples together are asked for, rather than each: no aggregator combines them.
 LEAST_ERROR, PERCENTILE, LEAST_DIVERGENCE = "histogram", "percentile", "entropy"  # NNCF's and ONNX Runtime's names
-POOLED_TYPES = frozenset({LEAST_ERROR, PERCENTILE, LEAST_DIVERGENCE})
+LARGEST_SQNR = "sqnr"
+POOLED_TYPES = frozenset({LEAST_ERROR, PERCENTILE, LEAST_DIVERGENCE, LARGEST_SQNR})
+_PRESET_TYPES = {"mse": LEAST_ERROR, "sqnr": LARGEST_SQNR}
 UNCLIPPED_MEAN = "mean_unclipped"
 DEFAULT_OUTLIER_PROB = 1e-4
 
@@ -38,14 +40,14 @@ _WEIGHT_DEFAULTS = {
 
 
 def default_estimator(scheme: Scheme, kind: str, preset: str = "default") -> Estimator:
-    """The estimator that a preset (default, quantile or mse) means for a scheme."""
+    """The estimator that a preset (default, quantile, mse or sqnr) means for a scheme."""
     table = _ACTIVATION_DEFAULTS[scheme.perchannel, scheme.symmetric] if kind == ACTIVATIONS else _WEIGHT_DEFAULTS[scheme.symmetric]
     lower, upper = table.min, table.max
-    if preset == "default" or (preset == "mse" and not can_pool(LEAST_ERROR, scheme, kind)):
+    pooled = _PRESET_TYPES.get(preset)
+    if preset == "default" or (pooled is not None and not can_pool(pooled, scheme, kind)):
         return table
-    if preset == "mse":
-        least = Border(LEAST_ERROR)
-        return Estimator(lower if scheme.symmetric else least, least)
+    if pooled is not None:
+        return Estimator(lower if scheme.symmetric else Border(pooled), Border(pooled))
     if not scheme.symmetric:
         lower = replace(lower, type="quantile", outlier_prob=DEFAULT_OUTLIER_PROB)
     return Estimator(lower, replace(upper, type="abs_quantile" if scheme.symmetric else "quantile", outlier_prob=DEFAULT_OUTLIER_PROB))
