@@ -38,6 +38,7 @@ from stages.quantization.statistics.masks import magnitudes, masked_sums, reader
 from stages.quantization.statistics.points import has_channels
 from stages.quantization.statistics.store import Statistics
 
+AUTO = "auto"  # the preset
 SATURATION_DEVICES = frozenset({"ANY", "CPU"})
 
 
@@ -72,7 +73,7 @@ def make_plan_options(graph: Graph, target: Target, config: schema.Quantization,
             break
         ignored = infinite | ignored
         offer = _offer(graph, target, config, ignored, largest)
-    if config.preset != "auto" or statistics is None:
+    if config.preset != AUTO or statistics is None:
         return offer
     configured = config.activations.range_estimator or config.range_estimator
     chosen = choose_activations(graph, statistics, offer.plan, offer.schemes, estimators=configured == schema.RangeEstimator())

@@ -88,9 +88,10 @@ class _Rules:
         self.asymmetric = self._asymmetric()
 
     def _asymmetric(self) -> bool:
-        """Whether activations get ranges with zero points."""
+        """Whether activations get ranges with zero points, or may (preset auto)."""
         offered = self.target.alternatives("MatMul", ACTIVATIONS)
-        chosen = choose(offered, self.config.preset, ACTIVATIONS).mode if offered else "symmetric"
+        preset = "mixed" if self.config.preset == "auto" else self.config.preset
+        chosen = choose(offered, preset, ACTIVATIONS).mode if offered else "symmetric"
         return (self.config.activations.mode or chosen) == "asymmetric"
 
     # ---------------------------------------------------------------------------------------------- single operations

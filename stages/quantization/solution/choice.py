@@ -43,6 +43,11 @@ class Option(NamedTuple):
     error: float
     remark: str | None
 
+    @property
+    def scheme(self) -> Scheme:
+        """That of all members."""
+        return self.members[0].scheme
+
 
 def choose_activations(
     graph: Graph, statistics: Statistics, plan: Plan, schemes: Mapping[str, Sequence[Quantizer]], *, estimators: bool
@@ -64,42 +69,36 @@ def choose_activations(
             groups.setdefault((-1, quantizer.name) if unified is None else (unified, ""), []).append(quantizer)
     chosen: dict[str, Quantizer] = {}
     for members in groups.values():
-        best = _choose(members, statistics, plan.stat_batch_size, schemes, estimators=estimators)
-        chosen.update((member.name, member) for member in best)
+        options = [_with_estimator(same, statistics, plan.stat_batch_size, estimators=estimators) for same in _by_scheme(members, schemes)]
+        best, remarks = _best(options)
+        chosen.update((member.name, replace(member, choice="; ".join(remarks) or None)) for member in best.members)
     return replace(plan, quantizers=tuple(chosen.get(quantizer.name, quantizer) for quantizer in plan.quantizers))
 
 
-def _choose(
-    members: Sequence[Quantizer], statistics: Statistics, batch_size: int, schemes: Mapping[str, Sequence[Quantizer]], *, estimators: bool
-) -> tuple[Quantizer, ...]:
-    """The members of a group as they are best."""
-    options: dict[Scheme, Option] = {}
-    for scheme in _schemes(members, schemes):
-        same = [next(other for other in schemes[member.name] if other.scheme == scheme) for member in members]
-        options[scheme] = _with_estimator(same, statistics, batch_size, estimators=estimators)
-    (first, now), *others = options.items()
-    scheme, best = min(others, key=lambda option: option[1].error, default=(first, now))
-    remarks = []
-    if scheme != first:
-        gain = now.error - best.error
-        words = _difference(first, scheme)
+def _best(options: Sequence[Option]) -> tuple[Option, list[str]]:
+    """The first option, or the one with the least error where that gains enough, and why."""
+    first, *others = options
+    best, words = min(others, key=lambda option: option.error, default=first), []
+    if best is not first:
+        gain = first.error - best.error
+        usual, other = _difference(first.scheme, best.scheme)
         if gain >= LEAST_GAIN_OF_MODE:
-            remarks.append(f"{words[1]}: {gain:.1f} dB less error than {words[0]}")
+            words.append(f"{other}: {gain:.1f} dB less error than {usual}")
         else:
-            remarks.append(f"{words[0]}: {words[1]} would gain {max(gain, 0.0):.1f} dB only")
-            best = now
-    remarks += [best.remark] if best.remark is not None else []
-    return tuple(replace(member, choice="; ".join(remarks) or None) for member in best.members)
+            words.append(f"{usual}: {other} would gain {max(gain, 0.0):.1f} dB only")
+            best = first
+    return best, [*words, best.remark] if best.remark is not None else words
 
 
-def _schemes(members: Sequence[Quantizer], schemes: Mapping[str, Sequence[Quantizer]]) -> list[Scheme]:
-    """The schemes of a group that have no fewer bits than the first one."""
+def _by_scheme(members: Sequence[Quantizer], schemes: Mapping[str, Sequence[Quantizer]]) -> list[list[Quantizer]]:
+    """The members of a group in each scheme, all in the same, that has no fewer bits than the first one."""
     offered = [entry.scheme for entry in schemes[members[0].name]]
-    return [
-        scheme
+    made = [
+        [other for member in members for other in schemes[member.name] if other.scheme == scheme]
         for scheme in offered
-        if scheme.bits >= offered[0].bits and all(any(scheme == other.scheme for other in schemes[member.name]) for member in members)
+        if scheme.bits >= offered[0].bits
     ]
+    return [same for same in made if len(same) == len(members)]
 
 
 def _difference(first: Scheme, other: Scheme) -> tuple[str, str]:
