@@ -22,6 +22,7 @@ from stages.configuration.schema import (
     COMPUTED,
     ESTIMATOR_TUNING_SCOPE,
     MISSING,
+    PRESETS,
     TUNING_SCOPE,
     Cluster,
     Config,
@@ -38,6 +39,7 @@ from stages.configuration.secrets import refuse_secrets
 
 QUANTILE_TYPES = ("quantile", "abs_quantile")
 POOLED_TYPES = ("histogram", "percentile", "entropy", "sqnr")  # of all samples together
+POOLED_PRESETS = ("mse", "sqnr")
 SHARE_TYPES = (*QUANTILE_TYPES, "percentile")
 LOWER_TYPES = ("min", "quantile", *POOLED_TYPES)
 UPPER_TYPES = ("max", "abs_max", "quantile", "abs_quantile", *POOLED_TYPES)
@@ -154,6 +156,11 @@ def _check_quantization(config: Config) -> None:
     _check_estimator(quantization.range_estimator, "quantization.range_estimator")
     _check_weights_estimator(quantization.weights)
     _check_ignored(quantization.ignored)
+    if quantization.preset == "auto" and quantization.pot_compatible:
+        allowed = (
+            f"{', '.join(preset for preset in PRESETS if preset != 'auto')} with quantization.pot_compatible, as POT has no other presets"
+        )
+        raise refused("quantization.preset", "auto", allowed)
     for key in ("outlier_probs", "channel_outlier_probs"):
         for index, probability in enumerate(getattr(config.collect_statistics, key)):
             if not 0.0 < probability < 0.5:
@@ -186,9 +193,9 @@ def _check_estimator(estimator: RangeEstimator, key: str) -> None:
         if entry.outlier_prob is not None and not quantile:
             fitting = " or ".join(item for item in allowed if item in SHARE_TYPES)
             raise refused(f"{name}.outlier_prob", entry.outlier_prob, f"null, as {name}.type is {show(entry.type)} and not {fitting}")
-        pooled = entry.type in POOLED_TYPES or (entry.type is None and estimator.preset == "mse")
+        pooled = entry.type in POOLED_TYPES or (entry.type is None and estimator.preset in POOLED_PRESETS)
         if entry.aggregator is not None and pooled:
-            what = f"{name}.type is {show(entry.type)}" if entry.type else f"{key}.preset is 'mse'"
+            what = f"{name}.type is {show(entry.type)}" if entry.type else f"{key}.preset is {show(estimator.preset)}"
             raise refused(f"{name}.aggregator", entry.aggregator, f"null, as {what}, which looks at all samples together")
     low, high = estimator.min.clipping_value, estimator.max.clipping_value
     if low is not None and high is not None and low >= high:

@@ -8,6 +8,7 @@ One row per layer and input port. Columns, the same for every model; MLflow comp
     kind            weights, activations, or float
     bits, mode, granularity, levels
     estimator       how the range was estimated: lower border / upper border
+    choice          what preset auto chose of these, and why
     low, high       borders of the range, the widest over channels
     run_time_share  share of the INT8 model's run time, of the layer with all that is fused into it; counted once, in the
                     row of its first port; null where the runtime reports no time of its own for the layer
@@ -38,6 +39,7 @@ COLUMNS = (
     "granularity",
     "levels",
     "estimator",
+    "choice",
     "low",
     "high",
     "run_time_share",
@@ -86,7 +88,12 @@ def layer_table(
         for layer in entry["layers"]:
             row = _row(layer["name"], layer["type"], layer["port"], entry["kind"])
             row |= {key: entry[key] for key in ("bits", "mode", "granularity", "levels")}
-            row |= {"estimator": _estimator(entry), "low": min(entry["input_low"]), "high": max(entry["input_high"])}
+            row |= {
+                "estimator": _estimator(entry),
+                "choice": entry.get("choice"),
+                "low": min(entry["input_low"]),
+                "high": max(entry["input_high"]),
+            }
             if served[layer["name"], layer["port"]] > 1:
                 row["layer"] += f" < {entry['source']['name']}"
             row["sqnr_db"] = noise.get(entry["name"])

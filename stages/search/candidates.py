@@ -38,7 +38,7 @@ def candidate_key(candidate: Candidate) -> str:
     plan, corrections = plan_to_json(candidate.plan), candidate.corrections
     searched = corrections is None and candidate.bias_correction.enabled and not candidate.bias_correction.use_fast_bias
     identity = {
-        "quantizers": sorted(plan["quantizers"], key=lambda entry: entry["name"]),
+        "quantizers": sorted(({**entry, "choice": None} for entry in plan["quantizers"]), key=lambda entry: entry["name"]),
         "aligned": plan["aligned"],
         "smoothed": plan["smoothed"],
         "stat_batch_size": plan["stat_batch_size"],

@@ -53,7 +53,7 @@ def _with_estimators(plan: Plan, low: float | None, high: float | None) -> Plan:
         else:
             lower = _border(lower, low, "min", "quantile", "min")
             upper = _border(upper, high, "max", "quantile", "max")
-        return replace(quantizer, estimator=Estimator(lower, upper))
+        return replace(quantizer, estimator=Estimator(lower, upper), choice=None)
 
     return replace(plan, quantizers=tuple(changed(quantizer) for quantizer in plan.quantizers))
 
@@ -69,7 +69,7 @@ def _of_least_error(plan: Plan) -> Plan:
             replace(border, clipping_value=own.clipping_value)
             for border, own in zip((least.min, least.max), (now.min, now.max), strict=True)
         )
-        return replace(quantizer, estimator=Estimator(now.min if quantizer.scheme.symmetric else lower, upper))
+        return replace(quantizer, estimator=Estimator(now.min if quantizer.scheme.symmetric else lower, upper), choice=None)
 
     return replace(plan, quantizers=tuple(changed(quantizer) for quantizer in plan.quantizers))
 

@@ -30,7 +30,7 @@ POT_LOSS, CONSTRAINED = "pot_loss", "constrained"
 LOOKS = 20  # at least, on the way through the samples
 LARGEST_CHUNK = 50
 FULL, ACCURACY_AWARE = "fully quantized", "accuracy_aware"
-PRESETS = {preset: f"preset {preset}" for preset in ("performance", "mixed", "accuracy")}  # labels
+PRESETS = {preset: f"preset {preset}" for preset in ("performance", "mixed", "accuracy", "auto")}  # labels
 COMPARED = (FULL, ACCURACY_AWARE, *PRESETS.values())  # labels of trials that the result is compared with
 FINALISTS = 5
 

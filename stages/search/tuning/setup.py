@@ -106,6 +106,8 @@ def starts(config: Config, search: Search, best: Plan | None) -> list[Start]:
     if best is not None:
         give(LAST_BEST, space.plan(space.base_proposal()))
     for preset, label in PRESETS.items():
+        if preset == "auto" and config.quantization.pot_compatible:
+            continue  # POT has none like it
         give(label, make_plan(*_plan_arguments(config, search.session.problem, preset)))
     plan = accuracy_aware_plan()
     if plan is not None:

@@ -23,6 +23,7 @@ from stages.quantization.placement.plan import Border, Estimator, Float, Plan, Q
 from stages.quantization.planning import PlanOptions
 from stages.quantization.statistics.estimators import (
     DEFAULT_OUTLIER_PROB,
+    LARGEST_SQNR,
     LEAST_ERROR,
     POOLED_TYPES,
     QUANTILE_TYPES,
@@ -271,7 +272,8 @@ class Space:
             if "type" in scope:
                 extreme = "max" if side == "max" else "min"
                 now = _type_choice(_border(result, side).type, extreme)
-                pooled = [LEAST_ERROR] if can_pool(LEAST_ERROR, next(iter(result.values())).scheme, kind) else []
+                scheme = next(iter(result.values())).scheme
+                pooled = [type for type in (LEAST_ERROR, LARGEST_SQNR) if can_pool(type, scheme, kind)]
                 choices = tuple(dict.fromkeys([extreme, "quantile", *pooled, now]))
                 chosen = answer(SpaceParameter(unit, kind, f"estimator.{side}.type"), choices, now)
                 if chosen != now:
@@ -324,7 +326,7 @@ def _followed(base: Quantizer, other: Quantizer) -> Estimator:
 
 
 def _with_estimator(quantizer: Quantizer, estimator: Estimator) -> Quantizer:
-    return replace(quantizer, estimator=estimator)
+    return replace(quantizer, estimator=estimator, choice=None)
 
 
 def _border(quantizers: Mapping[str, Quantizer], side: str) -> Border:
