@@ -157,10 +157,8 @@ def _check_quantization(config: Config) -> None:
     _check_weights_estimator(quantization.weights)
     _check_ignored(quantization.ignored)
     if quantization.preset == "auto" and quantization.pot_compatible:
-        allowed = (
-            f"{', '.join(preset for preset in PRESETS if preset != 'auto')} with quantization.pot_compatible, as POT has no other presets"
-        )
-        raise refused("quantization.preset", "auto", allowed)
+        others = ", ".join(preset for preset in PRESETS if preset != "auto")
+        raise refused("quantization.preset", "auto", f"one of {others} with quantization.pot_compatible: true, as POT has no other presets")
     for key in ("outlier_probs", "channel_outlier_probs"):
         for index, probability in enumerate(getattr(config.collect_statistics, key)):
             if not 0.0 < probability < 0.5:

@@ -262,7 +262,10 @@ class Space:
         result = dict(quantizers)
         if "preset" in scope and "type" not in scope:  # types are all that the presets differ in
             preset = _preset(next(iter(result.values())))
-            choices = tuple(dict.fromkeys([preset, *schema.ESTIMATOR_PRESETS]))
+            scheme = next(iter(result.values())).scheme
+            # Of presets that mean the same for this scheme the first.
+            different = {default_estimator(scheme, kind, name): name for name in reversed(schema.ESTIMATOR_PRESETS)}
+            choices = tuple(dict.fromkeys([preset, *reversed(different.values())]))
             chosen = answer(SpaceParameter(unit, kind, "estimator.preset", "" if preset != CUSTOM else CUSTOM), choices, preset)
             if chosen != preset:
                 result = {name: _with_estimator(entry, default_estimator(entry.scheme, kind, chosen)) for name, entry in result.items()}
