@@ -22,6 +22,7 @@ from stages.quantization.solution.least_error import read_tail
 from stages.quantization.solution.pooled import body_of, tails_of
 from stages.quantization.solution.ranges import Range
 from stages.quantization.solution.sample_error import mean_error, range_error
+from stages.quantization.solution.smoothing import smooth
 from stages.quantization.solution.solve import activation_range, unified_ranges
 from stages.quantization.statistics.estimators import LARGEST_SQNR, can_pool, default_estimator
 from stages.quantization.statistics.store import Statistics
@@ -61,7 +62,8 @@ def choose_activations(
         schemes: By quantizer name, the quantizer in each scheme that the target can run in its place, fastest first.
         estimators: Choose these too; else the quantizers' own are used.
     """
-    statistics = align(graph, statistics, plan).statistics
+    aligned = align(graph, statistics, plan)
+    factors, _, statistics = smooth(graph, aligned.statistics, plan, aligned.weights)
     groups: dict[tuple[int, str], list[Quantizer]] = {}
     for quantizer in plan.quantizers:
         if quantizer.kind == ACTIVATIONS:
@@ -69,7 +71,9 @@ def choose_activations(
             groups.setdefault((-1, quantizer.name) if unified is None else (unified, ""), []).append(quantizer)
     chosen: dict[str, Quantizer] = {}
     for members in groups.values():
-        options = [_with_estimator(same, statistics, plan.stat_batch_size, estimators=estimators) for same in _by_scheme(members, schemes)]
+        # Of smoothed tensors only the extremes of features are known.
+        free = estimators and not any(member.source in factors for member in members)
+        options = [_with_estimator(same, statistics, plan.stat_batch_size, estimators=free) for same in _by_scheme(members, schemes)]
         best, remarks = _best(options)
         chosen.update((member.name, replace(member, choice="; ".join(remarks) or None)) for member in best.members)
     return replace(plan, quantizers=tuple(chosen.get(quantizer.name, quantizer) for quantizer in plan.quantizers))
