@@ -190,13 +190,13 @@ def _references(
 ) -> Iterator[tuple[Outputs, Squares]]:
     """By sample: what the written-out model computes at the places, and how large squared differences from it are explained."""
     shift = op.parameter([], np.float32, name="shift")
-    exact = _compiled(with_outputs(written_out(model, shift), places), settings, "f32")
+    exact = compile_written_out(with_outputs(written_out(model, shift), places), settings, "f32")
     shifts = [np.array(value, np.float32) for value in (0.0, SHIFT, -SHIFT)]
     # A request each: they may have a state.
     runs = [engine.infer(exact, [sample.with_input("shift", value) for sample in samples], 1) for value in shifts]
     rough = None
     if precision != "f32":
-        rough = engine.infer(_compiled(with_outputs(written_out(model), places), settings, precision), samples, 1)
+        rough = engine.infer(compile_written_out(with_outputs(written_out(model), places), settings, precision), samples, 1)
     for _ in samples:
         reference, *shifted = (_at(places, next(run)) for run in runs)
         explained = np.max([differences(outputs, reference) for outputs in shifted], axis=0)
@@ -205,13 +205,13 @@ def _references(
         yield reference, explained + np.array([_smallest(tensor) for tensor in reference])
 
 
-def _compiled(written: ov.Model, settings: Engine, precision: str) -> ov.CompiledModel:
+def compile_written_out(written: ov.Model, settings: Engine, precision: str, hint: str = "LATENCY") -> ov.CompiledModel:
     """Compile a written-out model."""
     try:
-        return engine.compile(written, settings, precision, hint="LATENCY")
+        return engine.compile(written, settings, precision, hint=hint)
     except UserError:
         # Of a long chain of element-wise operations the CPU makes one kernel, which may need more registers than there are.
-        return engine.compile(written, settings, precision, hint="LATENCY", more={"SNIPPETS_MODE": "DISABLE"})
+        return engine.compile(written, settings, precision, hint=hint, more={"SNIPPETS_MODE": "DISABLE"})
 
 
 def differences(ours: Outputs, reference: Outputs) -> Squares:

@@ -112,14 +112,11 @@ class MeanAveragePrecision(Metric):
             raise UserError(f"label {wrong} is out of range: {type(self).__name__} has {self.classes} classes, 0 to {self.classes - 1}")
 
     def per_sample(self, outputs: Sequence[np.ndarray], target: Any) -> np.ndarray:
-        found = self.detections(outputs)
         row = np.zeros(self.classes + COLUMNS * self.max_detections)
-        if not (np.isfinite(found.scores).all() and np.isfinite(found.boxes).all()):
+        counted = self._counted(outputs)
+        if counted is None:
             return np.full_like(row, np.nan)
-        wanted = (found.scores >= self.min_score) & (found.classes >= 0) & (found.classes < self.classes)
-        boxes, scores, labels = (array[wanted] for array in found)
-        first = np.argsort(-scores, kind="stable")[: self.max_detections]
-        boxes, scores, labels = boxes[first].astype(np.float64), scores[first], labels[first]
+        boxes, scores, labels = counted
         objects, classes, crowd = _objects(target)
         row[: self.classes] = np.bincount(classes[~crowd], minlength=self.classes)
         slots = row[self.classes :].reshape(self.max_detections, COLUMNS)
@@ -131,6 +128,20 @@ class MeanAveragePrecision(Metric):
             slots[own, CLASS], slots[own, SCORE] = label, scores[own]
             slots[own, FOUND], slots[own, IGNORED] = matched @ bits, ignored @ bits
         return row
+
+    def prediction(self, outputs: Sequence[np.ndarray]) -> dict[str, np.ndarray] | None:
+        counted = self._counted(outputs)
+        return None if counted is None else {"boxes": counted.boxes, "classes": counted.classes}
+
+    def _counted(self, outputs: Sequence[np.ndarray]) -> Detections | None:
+        """The detections that count, the surest first; None where a number is none."""
+        found = self.detections(outputs)
+        if not (np.isfinite(found.scores).all() and np.isfinite(found.boxes).all()):
+            return None
+        wanted = (found.scores >= self.min_score) & (found.classes >= 0) & (found.classes < self.classes)
+        boxes, scores, labels = (array[wanted] for array in found)
+        first = np.argsort(-scores, kind="stable")[: self.max_detections]
+        return Detections(boxes[first].astype(np.float64), scores[first], labels[first])
 
     def value(self, rows: np.ndarray) -> float:
         if not np.isfinite(rows).all():

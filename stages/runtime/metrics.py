@@ -38,6 +38,20 @@ class Metric:
         """The metric over samples: rows [N, k] -> one number."""
         return float(rows[:, 0].mean())
 
+    def prediction(self, outputs: Sequence[np.ndarray]) -> Any:
+        """What one sample's outputs say, as a target of this metric; None where that cannot be told."""
+        return None
+
+    def agreement(self, outputs: Sequence[np.ndarray], reference: Sequence[np.ndarray]) -> float | None:
+        """How far one sample's outputs say what those of another model say: its score with their prediction as the target.
+
+        None where the metric names no prediction, or where it is a distance between outputs, and no agreement.
+        """
+        if self.uses_reference and not self.higher_is_better:
+            return None
+        target = list(reference) if self.uses_reference else self.prediction(reference)
+        return None if target is None else float(self.score(np.atleast_1d(self.per_sample(outputs, target))[None])[0])
+
     def chance(self, shares: Sequence[float]) -> float | None:
         """What guessing reaches, or giving the most frequent answers always; None where that is not known.
 
@@ -121,6 +135,10 @@ class Accuracy(OutputMetric):
         # Ties are lost: a model that scores all classes alike has recognised nothing.
         return float(np.count_nonzero(scores >= scores[target]) <= self.top_k)
 
+    def prediction(self, outputs: Sequence[np.ndarray]) -> int:
+        scores = outputs[self.index].ravel()
+        return int(scores.argmax()) if self.threshold is None else int(scores[0] > self.threshold)
+
     def chance(self, shares: Sequence[float]) -> float | None:
         guessed = self.top_k / self.classes if self.classes > 0 else 0.0
         return max(guessed, sum(shares[: self.top_k]))
@@ -154,6 +172,9 @@ class ExactMatch(OutputMetric):
     def per_sample(self, outputs: Sequence[np.ndarray], target: Any) -> float:
         read, text = self._texts(outputs, target)
         return float("nan") if read is None else float(read == text)
+
+    def prediction(self, outputs: Sequence[np.ndarray]) -> str | None:
+        return self.decoder(outputs[self.index]) or None  # of no characters no share is right
 
     def _texts(self, outputs: Sequence[np.ndarray], target: str) -> tuple[str | None, str]:
         """What was read (None: the scores are NaN) and what should have been."""
@@ -246,15 +267,9 @@ class MeanIoU(OutputMetric):
             raise UserError(f"label {wrong} is out of range: MeanIoU has {self.classes} classes, 0 to {self.classes - 1}{hint}")
 
     def per_sample(self, outputs: Sequence[np.ndarray], target: Any) -> np.ndarray:
-        output = outputs[self.index]
-        if not self.is_map and not np.isfinite(output).all():
+        if not self.is_map and not np.isfinite(outputs[self.index]).all():
             return np.full(2 * self.classes, np.nan)
-        if self.is_map:
-            found = output.ravel().astype(np.int64)
-        elif self.threshold is not None:
-            found = (output > self.threshold).ravel().astype(np.int64)
-        else:
-            found = output.argmax(axis=self.class_axis).ravel().astype(np.int64)
+        found = self.prediction(outputs).ravel()
         labels = np.asarray(target).ravel().astype(np.int64)
         if found.size != labels.size:
             raise UserError(f"MeanIoU: the model's output has {found.size} pixels, the label {labels.size}")
@@ -266,6 +281,13 @@ class MeanIoU(OutputMetric):
         intersection = np.bincount(labels[found == labels], minlength=self.classes)
         union = np.bincount(labels, minlength=self.classes) + np.bincount(found[in_range], minlength=self.classes) - intersection
         return np.concatenate([intersection, union]).astype(np.float64)
+
+    def prediction(self, outputs: Sequence[np.ndarray]) -> np.ndarray:
+        output = outputs[self.index]
+        if self.is_map:
+            return output.astype(np.int64)
+        found = output > self.threshold if self.threshold is not None else output.argmax(axis=self.class_axis)
+        return np.asarray(found, dtype=np.int64)
 
     def value(self, rows: np.ndarray) -> float:
         return float(self.score(rows.sum(axis=0, keepdims=True))[0])

@@ -34,6 +34,7 @@ from PIL import Image
 from stages.configuration import schema
 from stages.configuration.target_device import read_target
 from stages.measurement.latency import latency, speed_up
+from stages.quantization.blocks import multiplications
 from stages.quantization.model.graph import read_graph
 from stages.quantization.planning import make_plan
 from stages.quantization.statistics.collection import collect
@@ -46,7 +47,6 @@ from stages.search.candidates import Candidate
 from stages.search.evaluator import Rows, build_candidate
 from stages.search.journal import Journal
 from stages.search.problem import Problem
-from stages.search.reversion.blocks import multiplications
 from stages.search.reversion.budget import Budget, divide, drop_interval, make_goal
 from stages.search.reversion.search import Reversion
 from stages.search.session import Session

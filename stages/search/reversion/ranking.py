@@ -8,6 +8,7 @@ from math import ceil
 import numpy as np
 from numpy.typing import NDArray
 
+from stages.quantization.blocks import Block
 from stages.quantization.noise import ActivationNoise, aligned_model, weight_noise
 from stages.quantization.placement.plan import Plan
 from stages.quantization.solution.solve import Solved
@@ -15,7 +16,6 @@ from stages.runtime import engine
 from stages.search.candidates import Candidate
 from stages.search.evaluator import Outcome, Rows, Task
 from stages.search.problem import Problem
-from stages.search.reversion.blocks import Block
 from stages.search.reversion.budget import BeyondReach, Budget, Goal
 
 NOISE_SAMPLES = 16

@@ -16,14 +16,15 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from stages.configuration import schema
+from stages.quantization.blocks import Block, blocks_of
 from stages.quantization.model.graph import read_graph
 from stages.quantization.refinement.accurate_bias import reason_against
 from stages.search.candidates import Candidate, candidate_key
 from stages.search.evaluator import Outcome, Rows, Task, build_candidate
-from stages.search.reversion.blocks import Block, blocks_of, reverted
 from stages.search.reversion.budget import BeyondReach, Budget
 from stages.search.reversion.estimator_variants import estimator_variants, other_bias_correction
 from stages.search.reversion.ranking import block_noise, hardest, ranked, score_blocks, subset_size
+from stages.search.reversion.reverting import reverted
 from stages.search.session import Session
 
 RANKING_SUBSET = 300  # POT's default

@@ -8,10 +8,11 @@ import pytest
 from openvino import opset13 as op
 
 from stages.configuration import schema
+from stages.quantization.blocks import blocks_of, multiplications
 from stages.quantization.build import build
 from stages.quantization.model.graph import read_graph
 from stages.search.candidates import Candidate
-from stages.search.reversion.blocks import blocks_of, multiplications, reverted
+from stages.search.reversion.reverting import reverted
 from tests.quantization.quantizing import plan_of, quantized, same, statistics_of
 from tests.quantization.small import constant, convolution, images, matmul, model, named, parameter, random
 

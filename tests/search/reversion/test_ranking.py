@@ -7,12 +7,13 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
+from stages.quantization.blocks import Block, blocks_of
 from stages.quantization.model.graph import read_graph
 from stages.runtime.metrics import Accuracy, ReferenceError
 from stages.search.evaluator import Outcome, Task, build_candidate, evaluate
 from stages.search.reversion import ranking
-from stages.search.reversion.blocks import Block, blocks_of, reverted
 from stages.search.reversion.budget import Budget, make_goal
+from stages.search.reversion.reverting import reverted
 from tests.search.problems import small_candidate
 from tests.search.reverting import budget_of, culprit_problem
 

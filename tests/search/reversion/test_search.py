@@ -11,7 +11,7 @@ from stages.search.candidates import Candidate, candidate_key
 from stages.search.evaluator import Task
 from stages.search.journal import Journal
 from stages.search.reversion import ranking
-from stages.search.reversion.blocks import reverted
+from stages.search.reversion.reverting import reverted
 from tests.search.problems import small_candidate
 from tests.search.reverting import budget_of, culprit_problem, searched
 from tests.search.scripted import COUNT, additive, returned, run_script

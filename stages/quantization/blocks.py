@@ -1,4 +1,4 @@
-"""Reversion blocks: what returns to floating point together.
+"""Blocks: what is quantized, or returns to floating point, together.
 
 An operation computes in floating point only when none of its inputs is quantized, and a quantizer serves all operations
 that read its tensor. So a block is what hangs together through the two: every operation of it shares a quantizer with
@@ -9,16 +9,13 @@ that pass quantized data on are no obstacle: a quantizer knows the operations it
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from stages.configuration.target_device import ACTIVATIONS
 from stages.quantization.model.graph import OPERATIONS_WITH_WEIGHTS, Graph, Node
 from stages.quantization.placement.plan import Plan, Quantizer
-from stages.search.candidates import Candidate, corrections_of_quantized, without
 
 ACTIVATIONS_ONLY = "activations"
-REASON = "reverted to keep the accuracy budget"
 
 
 @dataclass(frozen=True)
@@ -85,12 +82,3 @@ def multiplications(node: Node) -> float:
         inputs = math.prod(abs(length) for length in first)
         return float(inputs * math.prod(abs(length) for length in second[2 if node.type.startswith("Group") else 1 :]))
     return float(size * math.prod(abs(length) for length in second[2 if node.type.startswith("Group") else 1 :]))
-
-
-def reverted(base: Candidate, blocks: Iterable[Block]) -> Candidate:
-    """`base` without the quantizers of `blocks`. Biases return with the weights: only quantized weights need a correction."""
-    names = {name for block in blocks for name in block.quantizers}
-    if not names:
-        return base
-    plan = without(base.plan, names, REASON)
-    return replace(base, plan=plan, corrections=corrections_of_quantized(base.corrections, plan, base.bias_correction.apply_for_all_nodes))
