@@ -20,7 +20,11 @@ from stages.configuration.schema import Config
 from stages.stage import run
 
 if TYPE_CHECKING:
+    import openvino as ov
+
     from stages.quantization.solution.tuned import Tuned
+    from stages.runtime.datasets import Samples
+    from stages.runtime.metrics import Metric
 
 NAME = "evaluate"
 
@@ -76,7 +80,10 @@ def main(config: Config) -> dict[str, Any]:
     if (tuned := load_tuned(artifacts.folder("correct_bias"))) is not None:
         quantizers = with_tuned_ranges(quantizers, tuned)
     order = [node.get_friendly_name() for node in models["fp32"].get_ordered_ops()]
-    rows = layer_table(quantizers, corrections, _noise(config, models["fp32"], quantizers, tuned, samples), times, order)
+    aligned = _aligned(models["fp32"], quantizers)
+    noise = _noise(config, aligned, quantizers, tuned, samples)
+    effects, effect_summary = _effects(config, aligned, models["int8"], quantizers, noise, metrics, samples)
+    rows = layer_table(quantizers, corrections, noise, times, order, effects)
     split = precisions["int8"] == precisions["default"] != "f32"
     judged = evaluation_report.report_metrics(values, metrics, config, split=split)
     evaluation = {
@@ -92,6 +99,7 @@ def main(config: Config) -> dict[str, Any]:
             *evaluation_report.precision_warnings(judged, precisions["default"]),
         ],
         "fidelity": compared,
+        "effect": effect_summary,
         "size_bytes": {name: artifacts.model_bytes(folder) for name, folder in paths.items()},
         "device": engine.core().get_property(config.engine.device, "FULL_DEVICE_NAME"),
         "cores": os.cpu_count(),
@@ -111,18 +119,54 @@ def main(config: Config) -> dict[str, Any]:
     return {"samples": len(samples)}
 
 
-def _noise(config: Config, model: Any, data: dict[str, Any], tuned: Tuned | None, samples: Any) -> dict[str, float | None]:
-    """SQNR by quantizer name: of the weights by arithmetic, of the activations over the first validation samples."""
-    from stages.quantization.noise import ActivationNoise, aligned_model, ranges_from_json, weight_noise
+def _aligned(model: ov.Model, data: dict[str, Any]) -> ov.Model:
+    """The floating-point model that the quantized one was made of."""
+    from stages.quantization.noise import aligned_model
     from stages.quantization.placement.plan import plan_from_json
     from stages.quantization.statistics.store import load
+
+    plan = plan_from_json(data)
+    return aligned_model(model, load(artifacts.folder("collect_statistics")), plan) if plan.rewrites else model
+
+
+def _effects(
+    config: Config,
+    model: ov.Model,
+    int8: ov.Model,
+    data: dict[str, Any],
+    noise: dict[str, float | None],
+    metrics: dict[str, Metric],
+    samples: Samples,
+) -> tuple[dict[str, dict[str, Any]], dict[str, Any]]:
+    """What each block of quantizers does to the outputs: by layer, and as a whole."""
+    from stages.common.progress import Progress
+    from stages.quantization.effect.blocks import blocks_of
+    from stages.quantization.effect.measure import allowed_inferences, measure, noise_of
+    from stages.quantization.effect.switched import Pair
+    from stages.quantization.model.graph import read_graph
+    from stages.quantization.placement.plan import plan_from_json
+
+    if not config.evaluate.effect_samples:
+        return {}, {}
+    plan = plan_from_json(data)
+    blocks = blocks_of(read_graph(model), plan, "activations_and_weights")
+    metric = metrics[config.evaluate.primary_metric or next(iter(metrics))]
+    allowed = allowed_inferences(config.evaluate.effect_inferences, len(samples))
+    few = samples[: config.evaluate.effect_samples]
+    with Progress(f"{NAME}: effect of blocks on the outputs", unit="inferences") as advance:
+        effects = measure(Pair(int8, model, plan), blocks, noise_of(blocks, noise), metric, few, config.engine, allowed, advance)
+    return effects.columns(blocks), effects.summary(blocks)
+
+
+def _noise(config: Config, model: Any, data: dict[str, Any], tuned: Tuned | None, samples: Any) -> dict[str, float | None]:
+    """SQNR by quantizer name: of the weights by arithmetic, of the activations over the first validation samples."""
+    from stages.quantization.noise import ActivationNoise, ranges_from_json, weight_noise
+    from stages.quantization.placement.plan import plan_from_json
     from stages.runtime import engine
 
     if not config.evaluate.noise_samples:
         return {}
     plan, ranges = plan_from_json(data), ranges_from_json(data)
-    if plan.rewrites:
-        model = aligned_model(model, load(artifacts.folder("collect_statistics")), plan)
     noise = weight_noise(model, plan, ranges, tuned.weights() if tuned else None)
     activations = ActivationNoise(model, plan, ranges)
     if activations.names:

@@ -39,6 +39,7 @@ EXPECTED: dict[str, set[str]] = {
     "stages/quantization/build.py": QUANTIZED,
     "stages/quantization/noise.py": {"correct_bias", *MEASURING},
     "stages/quantization/layer_table.py": {"evaluate"},
+    "stages/quantization/effect/measure.py": {"evaluate", "accuracy_aware"},
     "stages/quantization/refinement/accurate_bias.py": {"correct_bias", *SEARCHES},
     "stages/quantization/refinement/layerwise.py": {"correct_bias"},
     "stages/search/evaluator.py": SEARCHES,

@@ -33,7 +33,7 @@ FLOORS: list[set[str]] = [
     {"stages.quantization.statistics"},
     {"stages.quantization.solution"},
     {"stages.quantization"},
-    {"stages.quantization.refinement", "stages.tracking"},
+    {"stages.quantization.effect", "stages.quantization.refinement", "stages.tracking"},
     {"stages.search"},
     {"stages.search.reversion", "stages.search.tuning"},
     {"stages.sweeps", "stages.deployment"},

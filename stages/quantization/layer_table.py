@@ -4,11 +4,17 @@ One row per layer and input port. Columns, the same for every model; MLflow comp
 
     layer           name and input port, `conv1:0`. Where several quantizers serve one input, through a Concat, the quantized
                     tensor is named too: `conv1:0 < relu2`
+    effect_on       relative error of the model's outputs with this input's block alone quantized (see effect/measure.py)
     sqnr_db         signal-to-quantization-noise ratio of the quantized tensor in dB (see noise.py)
     kind            weights, activations, or float
     bits, mode, granularity, levels
     estimator       how the range was estimated: lower border / upper border
     choice          what preset auto chose of these, and why
+    block           the first of the layers that are quantized together, where these are several
+    effect_off      by how much the relative error of the outputs falls where this block alone stays float
+    agreement_on    share of predictions that are FP32's with this block alone quantized, as the primary metric counts them
+    agreement_off   the same with all but this block quantized
+    effect_missing  why the effect was not measured
     low, high       borders of the range, the widest over channels
     run_time_share  share of the INT8 model's run time, of the layer with all that is fused into it; counted once, in the
                     row of its first port; null where the runtime reports no time of its own for the layer
@@ -32,6 +38,7 @@ from stages.quantization.statistics.estimators import SHARE_TYPES
 
 COLUMNS = (
     "layer",
+    "effect_on",
     "sqnr_db",
     "kind",
     "bits",
@@ -40,6 +47,11 @@ COLUMNS = (
     "levels",
     "estimator",
     "choice",
+    "block",
+    "effect_off",
+    "agreement_on",
+    "agreement_off",
+    "effect_missing",
     "low",
     "high",
     "run_time_share",
@@ -63,6 +75,7 @@ def layer_table(
     noise: Mapping[str, float | None],
     times: Iterable[NodeTime],
     order: Iterable[str],
+    effects: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> list[Row]:
     """Joins what is known of every layer.
 
@@ -72,6 +85,7 @@ def layer_table(
         noise: SQNR in dB by quantizer name; may lack any of them.
         times: Executed nodes of the INT8 model; empty where the runtime tells nothing.
         order: Names of all operations in the order in which they are computed.
+        effects: The columns from `block` to `effect_missing` by name of a quantized layer; may lack any of them.
 
     Returns:
         Rows with `COLUMNS` as keys, by layer in the given order and by port.
@@ -96,6 +110,7 @@ def layer_table(
             }
             if served[layer["name"], layer["port"]] > 1:
                 row["layer"] += f" < {entry['source']['name']}"
+            row |= (effects or {}).get(layer["name"], {})
             row["sqnr_db"] = noise.get(entry["name"])
             if entry["kind"] == "weights":
                 row["bias"], row["alignment"] = biases.get(layer["name"]), alignments.get(layer["name"])

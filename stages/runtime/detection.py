@@ -139,9 +139,8 @@ class MeanAveragePrecision(Metric):
         if not (np.isfinite(found.scores).all() and np.isfinite(found.boxes).all()):
             return None
         wanted = (found.scores >= self.min_score) & (found.classes >= 0) & (found.classes < self.classes)
-        boxes, scores, labels = (array[wanted] for array in found)
-        first = np.argsort(-scores, kind="stable")[: self.max_detections]
-        return Detections(boxes[first].astype(np.float64), scores[first], labels[first])
+        first = np.flatnonzero(wanted)[np.argsort(-found.scores[wanted], kind="stable")[: self.max_detections]]
+        return Detections(found.boxes[first].astype(np.float64), found.scores[first], found.classes[first])
 
     def value(self, rows: np.ndarray) -> float:
         if not np.isfinite(rows).all():

@@ -34,7 +34,7 @@ from PIL import Image
 from stages.configuration import schema
 from stages.configuration.target_device import read_target
 from stages.measurement.latency import latency, speed_up
-from stages.quantization.blocks import multiplications
+from stages.quantization.effect.blocks import multiplications
 from stages.quantization.model.graph import read_graph
 from stages.quantization.planning import make_plan
 from stages.quantization.statistics.collection import collect

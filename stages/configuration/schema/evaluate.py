@@ -22,6 +22,15 @@ class Evaluate:
     primary_metric: str | None = param(None, "the metric that is reported first and that searches optimise; null: the first of `metric`")
     confidence: float = param(0.95, "confidence level of the intervals", above=0.0, below=1.0)
     noise_samples: int = param(16, "validation samples for the per-layer noise; 0 leaves the noise out", low=0)
+    effect_samples: int = param(
+        16, "validation samples for the effect of each block of quantizers on the outputs, at most; 0 leaves it out", low=0
+    )
+    effect_inferences: int | None = param(
+        None,
+        "how many inferences that may take, of half a model on average: first there are fewer samples, then the noisiest blocks alone; "
+        "null: four per validation sample, at least 400",
+        low=1,
+    )
     fidelity_samples: int = param(
         4, "validation samples on which INT8 is compared with what its quantizers say, written out; 0 leaves that out", low=0
     )

@@ -8,7 +8,7 @@ from math import ceil
 import numpy as np
 from numpy.typing import NDArray
 
-from stages.quantization.blocks import Block
+from stages.quantization.effect.blocks import Block
 from stages.quantization.noise import ActivationNoise, aligned_model, weight_noise
 from stages.quantization.placement.plan import Plan
 from stages.quantization.solution.solve import Solved

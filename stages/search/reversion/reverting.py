@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import replace
 
-from stages.quantization.blocks import Block
+from stages.quantization.effect.blocks import Block
 from stages.search.candidates import Candidate, corrections_of_quantized, without
 
 REASON = "reverted to keep the accuracy budget"

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from stages.configuration import schema
-from stages.quantization.blocks import Block, blocks_of
+from stages.quantization.effect.blocks import Block, blocks_of
 from stages.quantization.model.graph import read_graph
 from stages.quantization.refinement.accurate_bias import reason_against
 from stages.search.candidates import Candidate, candidate_key

@@ -8,8 +8,8 @@ import pytest
 from openvino import opset13 as op
 
 from stages.configuration import schema
-from stages.quantization.blocks import blocks_of, multiplications
 from stages.quantization.build import build
+from stages.quantization.effect.blocks import blocks_of, multiplications
 from stages.quantization.model.graph import read_graph
 from stages.search.candidates import Candidate
 from stages.search.reversion.reverting import reverted

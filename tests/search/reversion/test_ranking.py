@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
-from stages.quantization.blocks import Block, blocks_of
+from stages.quantization.effect.blocks import Block, blocks_of
 from stages.quantization.model.graph import read_graph
 from stages.runtime.metrics import Accuracy, ReferenceError
 from stages.search.evaluator import Outcome, Task, build_candidate, evaluate

@@ -10,18 +10,20 @@ What is measured depends on counts alone, never on time: the same on every machi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 import openvino as ov
 from numpy.typing import NDArray
 
+from stages.common.errors import UserError
+from stages.common.user_code import user_code
 from stages.configuration.schema import Engine
 from stages.measurement.fidelity import compile_written_out, differences
 from stages.measurement.places import Place, compared
-from stages.quantization.blocks import Block
-from stages.quantization.switched import CHOICE, NONE, Pair, Switched, switched
+from stages.quantization.effect.blocks import Block
+from stages.quantization.effect.switched import CHOICE, NONE, Pair, Switched, switched
 from stages.runtime import engine
 from stages.runtime.datasets import Sample
 from stages.runtime.metrics import Metric
@@ -66,11 +68,25 @@ class Effects(NamedTuple):
     quantized: Distance | None = None
     reason: str = ""
 
-    def gain(self, block: Block) -> float | None:
-        """By how much less the outputs are wrong without this block's quantizers: of squared errors, that is what adds up."""
-        if self.quantized is None or block not in self.off:
-            return None
-        return self.quantized.error**2 - self.off[block].error ** 2
+    def columns(self, blocks: Iterable[Block]) -> dict[str, dict[str, Any]]:
+        """By layer, what the table of layers says of its block."""
+        return {layer: self._of_block(block) for block in blocks for layer in block.layers}
+
+    def _of_block(self, block: Block) -> dict[str, Any]:
+        alone, left_out = self.on.get(block), self.off.get(block)
+        result: dict[str, Any] = {"block": block.name if len(block.layers) > 1 else None}
+        if alone is None:
+            return result | {"effect_missing": self.reason or None}
+        result |= {"effect_on": alone.error, "agreement_on": alone.agreement}
+        if left_out is None or self.quantized is None:
+            return result
+        gain = float(f"{self.quantized.error - left_out.error:.3g}")
+        return result | {"effect_off": gain, "agreement_off": left_out.agreement}
+
+    def summary(self, blocks: Sequence[Block]) -> dict[str, Any]:
+        """What evaluation.json says of the measurement as a whole."""
+        numbers = {"samples": self.samples, "blocks": len(blocks), "alone": len(self.on), "left_out": len(self.off)}
+        return numbers | {"missing": self.reason or None, "quantized": None if self.quantized is None else self.quantized._asdict()}
 
 
 class Counts(NamedTuple):
@@ -94,6 +110,12 @@ def counts(blocks: int, samples: int, inferences: int) -> Counts:
 def allowed_inferences(configured: int | None, validation_samples: int) -> int:
     """`evaluate.effect_inferences`, or what it stands for where it is null."""
     return max(FEWEST_INFERENCES, PER_SAMPLE * validation_samples) if configured is None else configured
+
+
+def noise_of(blocks: Iterable[Block], ratios: Mapping[str, float | None]) -> dict[Block, float]:
+    """Noise power over signal power, summed over a block's quantizers. ratios: SQNR in dB by quantizer."""
+    shares = {name: 0.0 if decibels is None else 10.0 ** (-decibels / 10.0) for name, decibels in ratios.items()}
+    return {block: sum(shares.get(name, 0.0) for name in block.quantizers) for block in blocks}
 
 
 def measure(
@@ -124,6 +146,24 @@ def measure(
     if not places:
         return Effects(reason="no output can be compared")
     few = counts(len(blocks), len(samples), inferences)
+    try:
+        return _measure(pair, places, blocks, noise, metric, samples, settings, inferences, few, advance)
+    except (UserError, RuntimeError) as error:
+        return Effects(reason=f"it could not be computed: {engine.last_line(error)}")
+
+
+def _measure(
+    pair: Pair,
+    places: Sequence[Place],
+    blocks: Sequence[Block],
+    noise: Mapping[Block, float],
+    metric: Metric | None,
+    samples: Sequence[Sample],
+    settings: Engine,
+    inferences: int,
+    few: Counts,
+    advance: Callable[[int], None],
+) -> Effects:
     runs = _Runs(pair, places, metric, list(samples[: few.samples]), settings, advance)
     noisiest = sorted(blocks, key=lambda block: -noise.get(block, 0.0))[: few.on]
     on = runs.distances([block for block in blocks if block in set(noisiest)], quantized=False)
@@ -200,7 +240,8 @@ class _Sums:
     def add(self, outputs: Outputs, reference: Outputs) -> None:
         self.errors.append(relative_error(*([tensors[index] for index in self.indices] for tensors in (outputs, reference))))
         if self.metric is not None:
-            self.agreements.append(self.metric.agreement(outputs[: self.own], reference[: self.own]))
+            with user_code(f"agreement of {type(self.metric).__name__}"):
+                self.agreements.append(self.metric.agreement(outputs[: self.own], reference[: self.own]))
 
     def distance(self) -> Distance:
         known = [value for value in self.agreements if value is not None and np.isfinite(value)]

@@ -17,7 +17,7 @@ from openvino import opset13 as op
 from stages.configuration.target_device import WEIGHTS
 from stages.measurement.places import Place
 from stages.measurement.written_out import written_out
-from stages.quantization.blocks import Block
+from stages.quantization.effect.blocks import Block
 from stages.quantization.model.graph import OPERATIONS_WITH_WEIGHTS, Node, bias_add, bias_constant_port, read_graph
 from stages.quantization.placement.plan import Plan, Quantizer
 

@@ -1,0 +1,1 @@
+"""What each block of quantizers does to the outputs of the model."""
