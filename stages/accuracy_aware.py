@@ -57,7 +57,7 @@ def main(config: Config) -> dict[str, Any]:
     from stages.search.evaluator import Task
     from stages.search.reversion.outcome import precision_json, report, result_json, trace_json
     from stages.search.reversion.search import Reversion
-    from stages.search.reversion.setup import accuracy_problem, make_budget, mixed_candidate, start
+    from stages.search.reversion.setup import accuracy_problem, make_budget, measured_effects, mixed_candidate, start
     from stages.search.session import searching
     from stages.search.setup import cluster_start, write_candidate, write_fidelity, write_rows
 
@@ -68,7 +68,15 @@ def main(config: Config) -> dict[str, Any]:
     mixed = mixed_candidate(config, problem, base)
     with searching(problem, NAME, config.cluster, cluster_start(config.cluster)) as session, Progress(NAME, unit="evaluations") as advance:
         search = Reversion(
-            session, budget, settings, parts.search, partial(_print, budget), advance, config.evaluate.confidence, config.seed
+            session,
+            budget,
+            settings,
+            parts.search,
+            partial(_print, budget),
+            advance,
+            config.evaluate.confidence,
+            config.seed,
+            measured_effects(config),
         )
         best = search.run(base, known, mixed)
         if known is not None and candidate_key(best.candidate) == candidate_key(base):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, cast
 
@@ -62,12 +62,19 @@ def returned(candidate: Candidate) -> frozenset[str]:
 
 
 def run_script(
-    wrong: Wrong, allowed: float = 0.1, *, mixed: Candidate | None = None, seconds: float = 1.0, **settings: Any
+    wrong: Wrong,
+    allowed: float = 0.1,
+    *,
+    mixed: Candidate | None = None,
+    seconds: float = 1.0,
+    effects: Mapping[str, float] | None = None,
+    **settings: Any,
 ) -> tuple[Searched, Scripted]:
-    """Search with scripted outcomes for at most a share `allowed` of wrong answers."""
+    """Search with scripted outcomes for at most a share `allowed` of wrong answers. effects: of layers, as `evaluate` measures them."""
     session = Scripted(wrong, seconds=seconds)
     budget = budget_of(session.problem, accuracy=allowed)
-    search = Reversion(cast(Session, session), budget, schema.AccuracyAware(enabled=True, **settings), tuple(range(COUNT)))
+    known = dict(effects or {})
+    search = Reversion(cast(Session, session), budget, schema.AccuracyAware(enabled=True, **settings), tuple(range(COUNT)), effects=known)
     return Searched(search, search.run(small_candidate(session.problem), None, mixed), cast(Session, session)), session
 
 

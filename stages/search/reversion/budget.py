@@ -76,6 +76,16 @@ class Budget:
         """The largest of the goals' excesses: models are compared by the metric that is worst off. At most 0: the budget holds."""
         return max(goal.excess(goal.scorer.value(rows[goal.metric])) for goal in self.goals)
 
+    def disagreement(self, fp32: Rows, rows: Rows) -> float:
+        """How much samples come out otherwise than with FP32 on average, better ones too, in units.
+
+        Tells models apart whose metrics are equal: one that wins as many samples as it loses is further from FP32 than one that does
+        neither.
+        fp32: of the same samples.
+        """
+        scores = ((goal, goal.scorer.score(fp32[goal.metric]), goal.scorer.score(rows[goal.metric])) for goal in self.goals)
+        return round(sum(float(np.mean(np.abs(reference - own))) / goal.unit for goal, reference, own in scores), 9)
+
     def sure(self, fp32: Rows, rows: Rows, confidence: float, seed: int) -> bool:
         """Whether even the upper ends of the drops' confidence intervals keep it. fp32: of the same samples."""
         for goal in self.goals:

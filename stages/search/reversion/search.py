@@ -10,20 +10,20 @@ Every decision follows from outcomes alone: the same outcomes lead to the same m
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from stages.configuration import schema
-from stages.quantization.effect.blocks import Block, blocks_of
+from stages.quantization.effect.blocks import ACTIVATIONS_ONLY, Block, blocks_of
 from stages.quantization.model.graph import read_graph
 from stages.quantization.refinement.accurate_bias import reason_against
 from stages.search.candidates import Candidate, candidate_key
 from stages.search.evaluator import Outcome, Rows, Task, build_candidate
 from stages.search.reversion.budget import BeyondReach, Budget
 from stages.search.reversion.estimator_variants import estimator_variants, other_bias_correction
-from stages.search.reversion.ranking import block_noise, hardest, ranked, score_blocks, subset_size
+from stages.search.reversion.ranking import by_effect, hardest, ranked, score_blocks, subset_size
 from stages.search.reversion.reverting import reverted
 from stages.search.session import Session
 
@@ -107,6 +107,7 @@ class Reversion:
         advance: Is called with the number of evaluations that are done.
         confidence: Of the intervals that end a ranking early.
         seed: Of their draws.
+        effects: What `evaluate` has measured of the blocks of the model that the search starts from: by layer the error of the outputs.
         best: The best model so far.
         trace: All steps.
         stopped: Why the search ended before it was done; empty where it was.
@@ -120,9 +121,11 @@ class Reversion:
     advance: Callable[[int], None] = lambda count: None
     confidence: float = 0.95
     seed: int = 0
+    effects: Mapping[str, float | None] = field(default_factory=dict)
     best: State | None = None
     trace: list[Step] = field(default_factory=list)
     stopped: str = ""
+    _began: Candidate | None = None
     _known: dict[str, State | None] = field(default_factory=dict)  # by candidate; None: given up early
     _gains: dict[Block, float] = field(default_factory=dict)  # what a reversion brought on the hardest samples, in units of its metric
 
@@ -134,7 +137,7 @@ class Reversion:
             rows: Per-sample rows of `base` on all validation samples where they are known.
             mixed: What convert_to_mixed_preset tries; None: nothing.
         """
-        base = self._frozen(base)
+        base = self._began = self._frozen(base)
         if rows is not None:
             own = {name: values[list(self.positions)] for name, values in rows.items()}
             self._known[candidate_key(base)] = State(base, own, self.budget.excess(own))
@@ -167,14 +170,14 @@ class Reversion:
         """The model with the estimators, and then with the bias correction, that lose least on the hardest samples."""
         positions = self._hardest(state)[: self._most_ranked()]
 
-        def lost(rows: Rows) -> float:
-            """How far the metric that is worst off falls behind FP32 on these samples."""
-            fp32 = self.session.problem.fp32
-            chosen = list(positions)
-            return max(
-                goal.sign * (goal.scorer.value(fp32[goal.metric][chosen]) - goal.scorer.value(rows[goal.metric])) / goal.unit
+        def lost(rows: Rows) -> tuple[float, float]:
+            """How far the metric that is worst off falls behind FP32 on these samples; of equals, how far they disagree with FP32."""
+            fp32 = {name: values[list(positions)] for name, values in self.session.problem.fp32.items()}
+            worst = max(
+                goal.sign * (goal.scorer.value(fp32[goal.metric]) - goal.scorer.value(rows[goal.metric])) / goal.unit
                 for goal in self.budget.goals
             )
+            return worst, self.budget.disagreement(fp32, rows)
 
         best, least = state.candidate, lost(self._own(state, positions))
         for variants in (estimator_variants, lambda found: [self._other_bias_correction(found)]):
@@ -199,14 +202,13 @@ class Reversion:
 
     def _revert(self, state: State) -> None:
         problem, base = self.session.problem, state.candidate
-        solved = build_candidate(problem, base)[1]
         blocks = blocks_of(read_graph(problem.model()), base.plan, self.settings.restore)
-        noise = block_noise(problem, base.plan, solved, blocks, self._hardest(state))
-        state = self._forth(state, blocks, noise)
+        measured = self.effects if self._began is base and self.settings.restore != ACTIVATIONS_ONLY else {}
+        state = self._forth(state, by_effect(problem, base, blocks, self._hardest(state), measured))
         if state.holds:
             self._back(state, base)
 
-    def _forth(self, state: State, blocks: Sequence[Block], noise: dict[Block, float]) -> State:
+    def _forth(self, state: State, blocks: Sequence[Block]) -> State:
         """Revert blocks, the most worthwhile first, until the budget holds or nothing is left to try."""
         base, queue, size = state.candidate, list[Block](), 1
         ranked_at: frozenset[Block] | None = None
@@ -224,7 +226,7 @@ class Reversion:
             if not queue:
                 again = ranked_at == frozenset(state.blocks)  # what was ranked failed from here
                 everything = again and all_ranked
-                queue, size = (left, len(left)) if everything else (self._ranked(base, state, left, noise, thorough=again), 1)
+                queue, size = (left, len(left)) if everything else (self._ranked(base, state, left, thorough=again), 1)
                 ranked_at, all_ranked = frozenset(state.blocks), len(queue) == len(left)
             # Where the best of a part brings less than it promised, others are ranked anew: from where it led, or all of them.
             step, queue = queue[:size], queue[size:] if all_ranked else []
@@ -232,7 +234,7 @@ class Reversion:
             tried = (*state.blocks, *step)
             careful = self.settings.use_prev_if_drop_increase
             new = self._evaluated(reverted(base, tried), tried, self._stop(state, state.excess) if careful else None, state)
-            if new is not None and (new.excess <= state.excess or not careful):
+            if new is not None and (not careful or self._no_worse(new, state)):
                 self._record_step(REVERT, _layers(step), new, new, _why_accepted(new, state))
                 state, size = new, 2 * size
                 continue
@@ -241,7 +243,13 @@ class Reversion:
                 queue, size = [*step, *queue], 1  # each by itself
         return state
 
-    def _ranked(self, base: Candidate, state: State, blocks: Sequence[Block], noise: dict[Block, float], *, thorough: bool) -> list[Block]:
+    def _no_worse(self, new: State, state: State) -> bool:
+        """Of equal excesses the one further from FP32 is worse."""
+        if new.excess == state.excess:
+            return self._disagreement(new) <= self._disagreement(state)
+        return new.excess < state.excess
+
+    def _ranked(self, base: Candidate, state: State, blocks: Sequence[Block], *, thorough: bool) -> list[Block]:
         """Blocks by what their reversion from `state` brings on the samples that it loses most on.
 
         thorough: all blocks, as the best of a part has failed. Otherwise none beyond those among which one would be enough if it
@@ -262,10 +270,10 @@ class Reversion:
                 rows[np.searchsorted(self.positions, positions)] = outcome.rows[name]
             return not thorough and self.budget.excess(expected) <= 0 and self.budget.sure(own_fp32, expected, self.confidence, self.seed)
 
-        scores = score_blocks(self._outcomes, problem, goal, positions, blocks, noise, with_block, enough)
+        scores = score_blocks(self._outcomes, problem, self.budget, goal, positions, blocks, with_block, enough)
         before = goal.sign * goal.scorer.value(self._own(state, positions)[goal.metric])
-        self._gains |= {block: (score - before) / goal.unit for block, score in scores.items()}
-        return ranked(scores, noise)
+        self._gains |= {block: (score.value - before) / goal.unit for block, score in scores.items()}
+        return ranked(scores, blocks)
 
     def _back(self, state: State, base: Candidate) -> None:
         """Quantize reverted blocks again as long as the budget holds: what brought least first, of equals what costs most."""
@@ -303,6 +311,19 @@ class Reversion:
                 self._known[key] = State(candidate, rows, self.budget.excess(rows))
         known = self._known[key]
         return known if known is None else replace(known, blocks=tuple(blocks))
+
+    def _order(self, state: State) -> tuple[float, float, float]:
+        """Less is better: of models that keep the budget the one that gives least back, of others the one closest to it.
+
+        Of equals the one that agrees better with FP32.
+        """
+        if state.holds:
+            return 0.0, state.cost, self._disagreement(state)
+        return state.excess, self._disagreement(state), state.cost
+
+    def _disagreement(self, state: State) -> float:
+        fp32 = {name: rows[list(self.positions)] for name, rows in self.session.problem.fp32.items()}
+        return self.budget.disagreement(fp32, state.rows)
 
     def _failed(self, candidate: Candidate) -> bool:
         """Whether the candidate is known not to keep the budget."""
@@ -352,7 +373,7 @@ class Reversion:
         self, phase: str, layers: Sequence[str], new: State | None, chosen: State, why: str, reverted_layers: int | None = None
     ) -> None:
         """Remember the best model and write the trace. new: what was tried, None: given up early; chosen: where it goes on."""
-        if new is not None and (self.best is None or _order(new) < _order(self.best)):
+        if new is not None and (self.best is None or self._order(new) < self._order(self.best)):
             self.best = new
         count = reverted_layers if reverted_layers is not None else len(new.layers) if new else 0
         drops = None if new is None else self.budget.drops(new.rows)
@@ -373,8 +394,3 @@ def _why_accepted(new: State, state: State) -> str:
     if new.excess < state.excess:
         return BETTER
     return NO_WORSE if new.excess == state.excess else WORSE_KEPT
-
-
-def _order(state: State) -> tuple[float, float]:
-    """Less is better: of models that keep the budget the one that gives least back, of others the one closest to it."""
-    return max(state.excess, 0.0), state.cost

@@ -84,6 +84,14 @@ def start(config: Config, problem: Problem) -> Start:
     return Start(Candidate(plan, config.bias_correction, label=str(path)), None)
 
 
+def measured_effects(config: Config) -> dict[str, float | None]:
+    """By layer, the effect on the outputs that `evaluate` has measured, where the search starts from the model that it was measured of."""
+    if config.accuracy_aware.base_algorithm != "DefaultQuantization":
+        return {}
+    rows = artifacts.read_json(artifacts.folder("evaluate") / "layers.json")
+    return {row["layer"].split(" < ")[0].rsplit(":", 1)[0]: row["effect_on"] for row in rows if row["kind"] != "float"}
+
+
 def mixed_candidate(config: Config, problem: Problem, base: Candidate) -> Candidate | None:
     """What convert_to_mixed_preset tries: None where it is off, or where ranges are asymmetric already, or must be symmetric."""
     if not config.accuracy_aware.convert_to_mixed_preset or not all(entry.scheme.symmetric for entry in base.plan.quantizers):

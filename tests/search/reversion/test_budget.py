@@ -32,6 +32,14 @@ def test_the_limit_itself_keeps_the_budget_whatever_floating_point_makes_of_it(m
     assert goal(metric, 0.9, 0.01).excess(value + worse) > 0
 
 
+def test_models_that_win_what_they_lose_disagree_with_fp32() -> None:
+    budget = Budget((goal(Accuracy(), 0.5, 0.1, "a"), goal(ReferenceError(), 0.0, 2.0, "b")))
+    fp32 = {"a": rows(1, 1, 0, 0), "b": rows(0, 0, 0, 0)}
+    swapped = {"a": rows(0, 1, 1, 0), "b": rows(1, 0, 0, 0)}
+    assert budget.disagreement(fp32, fp32) == 0.0
+    assert budget.disagreement(fp32, swapped) == pytest.approx(0.5 / 0.1 + 0.25 / 2.0)
+
+
 def test_a_relative_limit_is_a_share_of_the_baselines_magnitude() -> None:
     assert goal(Accuracy(), 0.8, 0.05, kind="relative").limit == pytest.approx(0.04)
     assert goal(ReferenceError(), -0.8, 0.05, kind="relative").limit == pytest.approx(0.04)

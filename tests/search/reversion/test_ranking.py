@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from stages.quantization.effect.blocks import Block, blocks_of
+from stages.quantization.effect.measure import Effects
 from stages.quantization.model.graph import read_graph
 from stages.runtime.metrics import Accuracy, ReferenceError
 from stages.search.evaluator import Outcome, Task, build_candidate, evaluate
@@ -63,8 +64,9 @@ def test_the_order_is_that_of_brute_force_and_hopeless_blocks_are_given_up(
     monkeypatch.setattr(ranking, "KEPT_SHARE", 7)
     noise, brute = prepared
     problem, outcomes = culprit_problem(80), list[Outcome]()
-    goal = budget_of(problem, accuracy=0.0).goals[0]
+    budget = budget_of(problem, accuracy=0.0)
     base = small_candidate(problem)
+    blocks = sorted(noise, key=lambda block: -noise[block])
 
     def evaluated(tasks: Sequence[Task]) -> list[Outcome]:
         outcomes.extend(evaluate(problem, task) for task in tasks)
@@ -73,17 +75,17 @@ def test_the_order_is_that_of_brute_force_and_hopeless_blocks_are_given_up(
     scores = ranking.score_blocks(
         evaluated,
         problem,
-        goal,
+        budget,
+        budget.goals[0],
         tuple(range(80)),
-        list(noise),
-        noise,
+        blocks,
         lambda block: reverted(base, [block]),
     )
-    order = ranking.ranked(scores, noise)
+    order = ranking.ranked(scores, blocks)
     best = max(brute, key=lambda block: brute[block])
     assert order[0] is best and order[0].name == "conv3"
-    assert scores[best] == brute[best]
-    assert all(scores[block] >= brute[block] for block in brute)  # a bound where it was given up
+    assert scores[best].value == brute[best]
+    assert all(scores[block].value >= brute[block] for block in brute)  # a bound where it was given up
     assert any(not outcome.complete for outcome in outcomes) == (batch < 8)
 
 
@@ -93,16 +95,16 @@ def test_ranking_ends_where_a_block_promises_to_be_enough(
     monkeypatch.setattr(ranking, "BATCH", 2)
     noise, _ = prepared
     problem, base = culprit_problem(80), small_candidate(culprit_problem(80))
-    goal = budget_of(problem, accuracy=0.0).goals[0]
+    budget = budget_of(problem, accuracy=0.0)
 
-    def scored(enough: bool) -> dict[Block, float]:
+    def scored(enough: bool) -> dict[Block, ranking.Score]:
         return ranking.score_blocks(
             lambda tasks: [evaluate(problem, task) for task in tasks],
             problem,
-            goal,
+            budget,
+            budget.goals[0],
             tuple(range(32)),
             list(noise),
-            noise,
             lambda block: reverted(base, [block]),
             lambda outcome: enough,
         )
@@ -111,7 +113,27 @@ def test_ranking_ends_where_a_block_promises_to_be_enough(
     assert len(scored(False)) == len(noise)
 
 
-def test_of_equal_scores_the_noisier_block_comes_first() -> None:
-    quiet, loud, best = (Block((name,), (name,), 1.0) for name in ("quiet", "loud", "best"))
-    noise = {quiet: 0.1, loud: 0.2, best: 0.0}
-    assert ranking.ranked({quiet: 0.5, loud: 0.5, best: 0.6}, noise) == [best, loud, quiet]
+def test_of_equal_scores_what_agrees_with_fp32_comes_first_then_the_more_harmful_block() -> None:
+    harmful, other, apart, best = (Block((name,), (name,), 1.0) for name in ("harmful", "other", "apart", "best"))
+    scores = {other: (0.5, 0.1), apart: (0.5, 0.2), harmful: (0.5, 0.1), best: (0.6, 0.3)}
+    order = ranking.ranked({block: ranking.Score(*values) for block, values in scores.items()}, [apart, harmful, other, best])
+    assert order == [best, harmful, other, apart]
+
+
+def test_blocks_are_tried_in_the_order_of_their_effect_on_the_outputs() -> None:
+    problem = culprit_problem(80)
+    base = small_candidate(problem)
+    blocks = blocks_of(read_graph(problem.model()), base.plan, "activations_and_weights")
+    assert ranking.by_effect(problem, base, blocks, tuple(range(80)), {})[0].name == "conv3"
+    known = {block.name: float(index) for index, block in enumerate(blocks)}
+    assert ranking.by_effect(problem, base, blocks, (), known) == list(reversed(blocks))  # nothing is run
+
+
+def test_where_no_effect_can_be_measured_noise_decides(monkeypatch: pytest.MonkeyPatch) -> None:
+    problem = culprit_problem(80)
+    base = small_candidate(problem)
+    blocks = blocks_of(read_graph(problem.model()), base.plan, "activations_and_weights")
+    noise = ranking.block_noise(problem, base.plan, build_candidate(problem, base)[1], blocks, tuple(range(16)))
+    monkeypatch.setattr(ranking, "measure", lambda *_: Effects(reason="the model keeps a state"))
+    found = ranking.by_effect(problem, base, blocks, tuple(range(16)), {"conv0": None})
+    assert found == sorted(blocks, key=lambda block: -noise[block])

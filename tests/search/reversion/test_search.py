@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 
+from stages.quantization.effect.blocks import Block
 from stages.search.candidates import Candidate, candidate_key
 from stages.search.evaluator import Task
 from stages.search.journal import Journal
 from stages.search.reversion import ranking
+from stages.search.reversion import search as searching
+from stages.search.reversion.budget import Budget
 from stages.search.reversion.reverting import reverted
+from stages.search.reversion.search import State
 from tests.search.problems import small_candidate
 from tests.search.reverting import budget_of, culprit_problem, searched
-from tests.search.scripted import COUNT, additive, returned, run_script
+from tests.search.scripted import COUNT, LAYERS, additive, returned, run_script
 
 # ----------------------------------------------------------------------------------------- on real nets
 
@@ -124,12 +131,52 @@ def test_steps_grow_while_they_succeed_and_stop_when_the_budget_holds() -> None:
 
 @pytest.mark.parametrize(("gain", "chosen"), [(33, "head"), (40, "conv3")])
 def test_a_ranking_ends_early_only_where_a_block_is_sure_to_be_enough(gain: int, chosen: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """conv3 is the noisiest block. 7 of 80 wrong answers are within the 8 that are allowed, but on other samples they may be 12."""
+    """conv3 is the most harmful block, head one of the second pair.
+
+    7 of 80 wrong answers are within the 8 that are allowed, but on other samples they may be 12.
+    """
     monkeypatch.setattr(ranking, "BATCH", 2)
-    found, session = run_script(additive(conv3=gain, head=40), allowed=0.1)
+    effects = {"conv3": 0.9, "conv1": 0.5, "head": 0.4, "conv0": 0.3, "conv2": 0.2, "conv4": 0.1, "conv5": 0.0}
+    found, session = run_script(additive(conv3=gain, head=40), allowed=0.1, effects=effects)
     assert found.best.layers == (chosen,)
     ranked = {returned(task.candidate) for task in session.asked if task.positions is not None and len(task.positions) < COUNT}
     assert len(ranked) == {"conv3": 2, "head": 4}[chosen]  # in twos
+
+
+def test_effects_of_another_model_do_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Measured of the base: where the mixed preset goes on, its blocks are measured anew."""
+    handed: list[Mapping[str, float | None]] = []
+
+    def noticed(*given: Any) -> Any:
+        handed.append(given[-1])
+        return ranking.by_effect(*given)
+
+    monkeypatch.setattr(searching, "by_effect", noticed)
+    effects = dict.fromkeys(LAYERS, 1.0)
+    mixed = dataclasses.replace(small_candidate(culprit_problem(COUNT), preset="mixed"), label="mixed")
+    run_script(additive(conv3=40), effects=effects)
+    run_script(lambda candidate, _: 20 if candidate.label == "mixed" else 40, effects=effects, mixed=mixed, max_iter_num=1)
+    run_script(additive(conv3=40), effects=effects, restore="activations")
+    assert handed == [effects, {}, {}]
+
+
+def test_of_models_with_equal_metrics_the_one_that_agrees_with_fp32_is_better() -> None:
+    """The baseline is a number here: half of the samples. Three models that reach as much, and have other samples right than FP32."""
+    problem = culprit_problem(COUNT)
+    goal = dataclasses.replace(budget_of(problem, accuracy=0.1).goals[0], baseline=0.8)
+    found, _ = run_script(additive())
+    search = dataclasses.replace(found.search, budget=Budget((goal,)))
+
+    def state(right: int, blocks: int) -> State:
+        rows = {"accuracy": np.array([1.0] * right + [0.0] * (COUNT - right))[:, None]}
+        kept = tuple(Block((f"{index}",), (f"{index}",), 1.0) for index in range(blocks))
+        return State(small_candidate(problem), rows, 0.5, kept)
+
+    near, far = state(50, 2), state(40, 1)  # FP32 has all right
+    assert search._no_worse(near, far) and not search._no_worse(far, near) and search._no_worse(near, near)
+    assert search._order(near) < search._order(far)
+    held, cheaper = (dataclasses.replace(one, excess=-0.1) for one in (near, far))
+    assert search._order(cheaper) < search._order(held)  # of models that keep the budget what gives back less
 
 
 def test_success_on_the_last_allowed_iteration_is_success() -> None:
