@@ -1,4 +1,4 @@
-"""Measure what quantization cost and gained: accuracy, speed, size, and noise per layer.
+"""Measure what quantization cost and gained: accuracy, speed, size, noise per layer, and what that does to the outputs.
 
 Three models are compared: FP32 in f32, FP32 in the precision that the device prefers (bf16 on CPUs with AMX), and INT8.
 
@@ -30,7 +30,7 @@ NAME = "evaluate"
 
 
 def main(config: Config) -> dict[str, Any]:
-    """Write build/evaluate, build/reports/metrics.json and build/reports/noise.json."""
+    """Write build/evaluate, and metrics.json, noise.json and effect.json in build/reports."""
     import numpy as np
     import openvino as ov
 
@@ -115,6 +115,7 @@ def main(config: Config) -> dict[str, Any]:
         artifacts.write_json(folder / "layers.json", rows)
         artifacts.write_json(folder / "accuracy_speed.json", evaluation_report.accuracy_speed(evaluation, speed, config))
     artifacts.write_json(artifacts.REPORTS / "noise.json", evaluation_report.noise(rows))
+    artifacts.write_json(artifacts.REPORTS / "effect.json", evaluation_report.effect(rows))
     artifacts.write_json(artifacts.REPORTS / "metrics.json", evaluation_report.metrics(evaluation["metrics"]))
     return {"samples": len(samples)}
 

@@ -19,6 +19,7 @@ from stages.configuration.schema import (
     TargetDevice,
     Tracking,
 )
+from stages.measurement.evaluation_report import effect
 from stages.quantization.layer_table import COLUMNS
 
 LAYERS = 12
@@ -60,6 +61,7 @@ def write_build(root: Path, settings: Config, drop: float = 0.021, milliseconds:
     _json(root, "evaluate/layers.json", layers())
     models = (("FP32 (f32)", 12.0, 0.902), ("FP32 (bf16, default)", 6.0, 0.901), ("INT8", milliseconds, 0.902 - drop))
     _json(root, "evaluate/accuracy_speed.json", [{"model": name, "latency_ms": speed, "accuracy": value} for name, speed, value in models])
+    _json(root, "reports/effect.json", effect(layers()))
     noise = [{key: row[key] for key in ("layer", "kind", "sqnr_db")} for row in layers() if row["sqnr_db"] is not None]
     _json(root, "reports/noise.json", sorted(noise, key=lambda row: row["sqnr_db"]))
     _json(root, "reports/metrics.json", {"exact_match": 0.902 - drop, "exact_match.drop": drop})
@@ -212,6 +214,7 @@ def evaluation(drop: float) -> dict[str, Any]:
         "precisions": {"fp32": "f32", "default": "bf16", "int8": "bf16"},
         "warnings": [],
         "fidelity": {"ratio": 0.4, "limit": 2.0, "first": None, "warning": None},
+        "effect": {"samples": 16, "blocks": LAYERS, "alone": LAYERS, "left_out": 10, "missing": None, "quantized": {"error": 0.1}},
         "size_bytes": {"fp32": 10_900_000, "int8": 3_100_000},
         "device": "Test(R) Processor",
         "cores": 2,
@@ -253,6 +256,9 @@ def layers() -> list[dict[str, Any]]:
         {
             **dict.fromkeys(COLUMNS),
             "layer": f"/backbone/conv_{layer}/Conv:{port}",
+            "effect_on": 0.01 * 2 ** (layer - LAYERS),
+            "effect_off": 0.005 if layer == LAYERS - 1 else None,
+            "agreement_on": 0.9375,
             "sqnr_db": 45.0 - 2.5 * layer - 7 * port,
             "kind": kind,
             "bits": 8,

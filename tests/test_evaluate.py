@@ -11,6 +11,7 @@ import openvino as ov
 import pytest
 from openvino import opset13 as operations
 
+from stages.measurement.written_out import written_out
 from tests.project import Project, copy_project
 
 COUNT, CALIBRATION = 120, 20
@@ -18,7 +19,7 @@ KEYS = """\
 model: {{name: tiny, path: tiny.xml}}
 data: {{calibration: {{path: tiny.npz}}, calibration_size: {calibration}}}
 quantization: {{preset: {preset}}}
-evaluate: {{noise_samples: 5, benchmark: {{seconds: 0.5}}}}
+evaluate: {{noise_samples: 5, effect_samples: 7, benchmark: {{seconds: 0.5}}}}
 """
 METRICS = """\
 metric:
@@ -166,6 +167,27 @@ def test_the_compiled_model_was_compared_with_what_it_says(project: Project) -> 
     assert (fidelity["ratio"] > fidelity["limit"]) == (fidelity["warning"] is not None) == (fidelity["warning"] in found["warnings"])
 
 
+def test_the_effect_of_blocks_is_measured_against_what_fp32_answers(project: Project) -> None:
+    found = read(project, "evaluate/evaluation.json")["effect"]
+    assert {key: found[key] for key in ("samples", "blocks", "alone", "left_out", "missing")} == {
+        "samples": 7,
+        "blocks": 3,
+        "alone": 3,
+        "left_out": 3,
+        "missing": None,
+    }
+    images = validation(project)[0][:7]
+    fp32 = outputs(project.root / "build/prepare/model.xml", images)
+    written = outputs(written_out(ov.Core().read_model(project.root / "build/correct_bias/model.xml")), images)
+    error = np.mean(np.linalg.norm(written - fp32, axis=1) / np.linalg.norm(fp32, axis=1))
+    assert found["quantized"]["error"] == pytest.approx(error, rel=0.02)  # three digits, and sums in another order
+    assert found["quantized"]["agreement"] == pytest.approx(np.mean(written.argmax(1) == fp32.argmax(1)), abs=1e-4)
+    rows = {row["layer"]: row for row in read(project, "evaluate/layers.json")}
+    (worst, *_) = read(project, "reports/effect.json")
+    assert rows[f"{worst['layer']}:0"]["effect_on"] == rows[f"{worst['layer']}:1"]["effect_on"] == worst["effect_on"] > 0
+    assert worst["effect_on"] == max(row["effect_on"] or 0.0 for row in rows.values())
+
+
 def test_the_summary_ends_the_run(project: Project) -> None:
     outcome = project.repro()
     assert outcome.stages == ["config", "track"]
@@ -194,18 +216,22 @@ def test_reports_are_reproducible_and_another_preset_infers_fp32_no_more(project
     keys = KEYS.format(calibration=CALIBRATION, preset="performance")
     other.params(keys + METRICS, *OPTIONS)
     assert other.repro().code == 0
-    for path in ("reports/metrics.json", "reports/noise.json", "correct_bias/model.bin", "correct_bias/model.xml", "evaluate/samples.npz"):
+    models = ("correct_bias/model.bin", "correct_bias/model.xml")
+    for path in ("reports/effect.json", "reports/metrics.json", "reports/noise.json", "evaluate/samples.npz", *models):
         assert (other.root / "build" / path).read_bytes() == (project.root / "build" / path).read_bytes(), path
 
     known = sorted((other.root / "build/.baseline").rglob("*.npz"))
     stamps = [path.stat().st_mtime_ns for path in known]
-    other.params(keys.replace("performance", "mixed") + METRICS, *OPTIONS)
+    few = keys.replace("performance", "mixed").replace("effect_samples: 7", "effect_samples: 7, effect_inferences: 8")
+    other.params(few + METRICS, *OPTIONS)
     outcome = other.repro()
     assert outcome.stages == ["config", "quantize", "correct_bias", "evaluate", "accuracy_aware", "tune", "track"]
     assert sorted((other.root / "build/.baseline").rglob("*.npz")) == known
     assert [path.stat().st_mtime_ns for path in known] == stamps
     before, after = (read(each, "evaluate/evaluation.json")["metrics"]["accuracy"] for each in (project, other))
     assert (before["fp32"], before["default"]) == (after["fp32"], after["default"])
+    effect = read(other, "evaluate/evaluation.json")["effect"]
+    assert (effect["samples"], effect["alone"], effect["missing"]) == (4, 2, "8 inferences (evaluate.effect_inferences) are used up")
 
 
 def test_labels_that_do_not_fit_are_said_loudly(project: Project, tmp_path: Path) -> None:

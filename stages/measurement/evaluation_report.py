@@ -90,6 +90,19 @@ def noise(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return sorted(known, key=lambda row: row["sqnr_db"])
 
 
+def effect(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """What each block that was measured does to the outputs, the most harmful first, with the worst noise of its quantizers."""
+    blocks: dict[str, dict[str, Any]] = {}
+    for row in rows:
+        if row["effect_on"] is None:
+            continue
+        name = row["block"] or row["layer"].split(" < ")[0].removesuffix(f":{row['port']}")
+        entry = {"layer": name, **{key: row[key] for key in ("effect_on", "effect_off", "agreement_on", "agreement_off", "sqnr_db")}}
+        known = [one["sqnr_db"] for one in (entry, blocks.get(name, entry)) if one["sqnr_db"] is not None]
+        blocks[name] = entry | {"sqnr_db": min(known, default=None)}
+    return sorted(blocks.values(), key=lambda entry: -entry["effect_on"])
+
+
 def metrics(judged: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
     """What DVC shows of a quantized model: every metric and its drop, so that a table of all models fits on a screen."""
     return {key: value for name, metric in judged.items() for key, value in ((name, metric["int8"]), (f"{name}.drop", metric["drop"]))}

@@ -44,6 +44,10 @@ class Report:
     picture: Picture | None
     budget: BudgetSection | None
     tuning: Tuning | None
+    effects: tuple[layers.Bar, ...]
+    effect_blocks: int
+    effect_samples: int
+    effect_missing: str
     noise: tuple[layers.Bar, ...]
     noise_total: int
     noise_samples: int
@@ -90,6 +94,7 @@ def contents(config: Config, key: str) -> Report:
 
     count = samples["calibration"]["count"]
     noise = sorted((row for row in rows if row["sqnr_db"] is not None), key=lambda row: row["sqnr_db"])
+    effect = artifacts.read_json(artifacts.REPORTS / "effect.json")
     kept = by_reason(left_float(rows))
     confidence = f"{100 * evaluation['confidence']:g} %"
     kept_budget = accuracy_aware_section.section()
@@ -123,6 +128,10 @@ def contents(config: Config, key: str) -> Report:
         picture=results.accuracy_against_latency(config, evaluation, speed),
         budget=kept_budget,
         tuning=tuned,
+        effects=tuple(layers.effects(effect)),
+        effect_blocks=len(effect),
+        effect_samples=evaluation["effect"].get("samples", 0),
+        effect_missing=layers.effect_missing(evaluation["effect"]),
         noise=tuple(layers.noise(noise)),
         noise_total=len(noise),
         noise_samples=min(config.evaluate.noise_samples, samples["validation"]["count"]),

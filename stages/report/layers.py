@@ -45,6 +45,28 @@ def noise(noise: Sequence[Mapping[str, Any]]) -> Iterator[Bar]:
         yield Bar(row["layer"], _scheme(row), 100 * amplitude / amplitudes[0], f"{share} · {row['sqnr_db']:.1f} dB", row["kind"])
 
 
+def effects(effect: Sequence[Mapping[str, Any]]) -> Iterator[Bar]:
+    """The blocks that change the outputs most when they alone are quantized; the bar is the relative error, the longest the worst."""
+    shown = [row for row in effect[:MOST_NOISY] if row["effect_on"] > 0]
+    for row in shown:
+        noise = "" if row["sqnr_db"] is None else f"noise {row['sqnr_db']:.1f} dB"
+        agreement = "" if row["agreement_on"] is None else f"predictions as FP32's: {100 * row['agreement_on']:.1f} %"
+        gain = row["effect_off"]
+        without = "" if gain is None else f"INT8's error without it: {'less' if gain >= 0 else 'more'} by {100 * abs(gain):.2g} points"
+        note = ", ".join(part for part in (noise, agreement, without) if part)
+        yield Bar(row["layer"], note, 100 * row["effect_on"] / shown[0]["effect_on"], f"{100 * row['effect_on']:.2g} %", "int8")
+
+
+def effect_missing(effect: Mapping[str, Any]) -> str:
+    """Why the effect of some blocks, or of any, was not measured, in a sentence; empty where all were."""
+    if not effect:
+        return "The effect on the outputs was not measured: evaluate.effect_samples is 0."
+    if not effect["missing"]:
+        return ""
+    left = effect["blocks"] - effect["alone"]
+    return f"{plural(left, 'block')} of {effect['blocks']} not measured: {effect['missing']}."
+
+
 def _amplitude(sqnr_db: float) -> float:
     """The noise's amplitude as a share of the signal's."""
     return float(10 ** (-sqnr_db / 20))

@@ -11,6 +11,31 @@ PROPOSED = ("TPE", "random", "without ")  # trials without a name of their own
 COLORS = {"weights": "#c2610c", "activations": "#2563b0"}  # as in the report
 
 
+def plot_effect(rows: Sequence[dict[str, Any]], path: Path) -> None:
+    """The layers that change the outputs most when they alone are quantized, worst on top.
+
+    Args:
+        rows: Content of effect.json, worst first: layer, effect_on, sqnr_db.
+        path: PNG to write.
+    """
+    from matplotlib.figure import Figure
+
+    shown = list(rows[:MOST_BARS])
+    figure = Figure(figsize=(9, 1.4 + 0.22 * len(shown)), layout="constrained")
+    axes = figure.add_subplot()
+    axes.barh(range(len(shown)), [100 * row["effect_on"] for row in shown], color=COLORS["weights"], height=0.7)
+    names = [_short(row["layer"]) + ("" if row["sqnr_db"] is None else f" ({row['sqnr_db']:.0f} dB)") for row in shown]
+    axes.set_yticks(range(len(shown)), names, fontsize=8)
+    axes.invert_yaxis()
+    axes.set_ylim(len(shown) - 0.4, -0.6)
+    axes.set_xlabel("relative error of the outputs with this layer alone quantized, % (in brackets: its noise)")
+    axes.set_title("Effect on the output per layer", fontsize=11, loc="left")
+    axes.grid(axis="x", alpha=0.3)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path, dpi=110)
+
+
 def plot_noise(rows: Sequence[dict[str, Any]], path: Path) -> None:
     """The layers with the most quantization noise, worst on top.
 

@@ -158,6 +158,8 @@ def _log_files(client: MlflowClient, run_id: str, config: Config) -> None:
     with tempfile.TemporaryDirectory() as folder:
         if noise := artifacts.read_json(artifacts.REPORTS / "noise.json"):
             plots.plot_noise(noise, Path(folder) / "noise_per_layer.png")
+        if effect := artifacts.read_json(artifacts.REPORTS / "effect.json"):
+            plots.plot_effect(effect, Path(folder) / "effect_per_layer.png")
         if models := artifacts.read_json(evaluate / "accuracy_speed.json"):
             metrics = artifacts.read_json(evaluate / "evaluation.json")["metrics"]
             primary = config.evaluate.primary_metric or next(iter(metrics))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -71,6 +73,26 @@ def test_noise_is_sorted_and_leaves_out_what_has_none() -> None:
     assert evaluation_report.noise(rows) == [
         {"layer": "c", "kind": "weights", "sqnr_db": 10.0},
         {"layer": "a", "kind": "weights", "sqnr_db": 30.0},
+    ]
+
+
+def row(layer: str, port: int, **values: Any) -> dict[str, Any]:
+    keys = ("sqnr_db", "block", "effect_on", "effect_off", "agreement_on", "agreement_off")
+    return {**dict.fromkeys(keys), "layer": layer, "port": port, **values}
+
+
+def test_effect_is_by_block_the_worst_first_beside_its_worst_noise() -> None:
+    pair = {"block": "add", "effect_on": 0.25, "effect_off": 0.1, "agreement_on": 0.9, "agreement_off": 1.0}
+    rows = [
+        row("conv:0", 0, effect_on=0.125, sqnr_db=30.0),
+        row("conv:1", 1, effect_on=0.125, sqnr_db=20.0),
+        row("add:0", 0, sqnr_db=40.0, **pair),
+        row("other:0 < source", 0, sqnr_db=None, **pair),
+        row("unmeasured:0", 0, sqnr_db=5.0),
+    ]
+    assert evaluation_report.effect(rows) == [
+        {"layer": "add", **{key: value for key, value in pair.items() if key != "block"}, "sqnr_db": 40.0},
+        {"layer": "conv", "effect_on": 0.125, "effect_off": None, "agreement_on": None, "agreement_off": None, "sqnr_db": 20.0},
     ]
 
 

@@ -66,9 +66,13 @@ def rows() -> dict[str, Row]:
         NodeTime(("softmax/DequantizationMultiply", "relu/fq_output_0"), 3.0, "f32_kernel"),
         NodeTime(("relu/fq_output_0", "softmax", "conv2"), 2.0, "f32_kernel"),
     ]
-    table = layer_table(
-        quantizers, corrections, {"w1": 40.0, "a1": 30.5, "left": None}, times, ["conv1", "add", "relu", "conv2", "softmax"]
-    )
+    order = ["conv1", "add", "relu", "conv2", "softmax"]
+    effects = {
+        "conv1": {"block": "conv1", "effect_on": 0.25},
+        "add": {"block": "conv1", "effect_on": 0.25},
+        "conv2": {"effect_missing": "why"},
+    }
+    table = layer_table(quantizers, corrections, {"w1": 40.0, "a1": 30.5, "left": None}, times, order, effects)
     assert all(tuple(row) == COLUMNS for row in table)
     found = {row["layer"]: row for row in table}
     assert len(found) == len(table)  # the first column is a key
@@ -92,6 +96,13 @@ def test_ranges_are_the_widest_over_channels_and_noise_is_the_quantizers(rows: d
     assert (rows["conv1:1"]["low"], rows["conv1:1"]["high"], rows["conv1:1"]["sqnr_db"]) == (-3.0, 3.0, 40.0)
     assert rows["conv1:0"]["sqnr_db"] == rows["add:0"]["sqnr_db"] == 30.5
     assert rows["conv2:0 < source of left"]["sqnr_db"] is rows["conv2:1"]["sqnr_db"] is None
+
+
+def test_effects_are_those_of_the_layers_block(rows: dict[str, Row]) -> None:
+    assert [rows[name]["effect_on"] for name in ("conv1:0", "conv1:1", "add:0")] == [0.25] * 3
+    assert [rows[name]["block"] for name in ("conv1:0", "add:0", "conv2:1")] == ["conv1", "conv1", None]
+    assert rows["conv2:0 < source of left"]["effect_missing"] == rows["conv2:1"]["effect_missing"] == "why"
+    assert rows["add:1"]["effect_on"] is rows["softmax"]["effect_on"] is None  # float
 
 
 def test_run_time_counts_once_per_layer_and_shares_add_up(rows: dict[str, Row]) -> None:

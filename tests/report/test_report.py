@@ -279,6 +279,26 @@ def test_without_a_benchmark(workspace: Path) -> None:
     assert verdict().startswith("In INT8, reader is 3.5× smaller; it loses")
 
 
+def test_the_most_harmful_layers_come_first_with_their_noise_beside(workspace: Path) -> None:
+    report = contents(built.config(), "key")
+    assert [bar.name for bar in report.effects[:2]] == ["/backbone/conv_11/Conv", "/backbone/conv_10/Conv"]
+    assert [bar.width for bar in report.effects[:2]] == [100.0, 50.0]
+    assert report.effects[0].value == "0.5 %"
+    without = "INT8's error without it: less by 0.5 points"
+    assert report.effects[0].note == f"noise 10.5 dB, predictions as FP32's: 93.8 %, {without}"
+    assert (report.effect_blocks, report.effect_samples, report.effect_missing) == (12, 16, "")
+    assert "measured on 16 validation samples, of the 12 that do most of 12" in rendered().text
+
+
+def test_why_no_effect_is_shown(workspace: Path) -> None:
+    (workspace / "build/reports/effect.json").write_text("[]")
+    edit("evaluate/evaluation.json", lambda evaluation: evaluation | {"effect": {}})
+    assert "The effect on the outputs was not measured: evaluate.effect_samples is 0." in rendered().text
+    some = {"samples": 4, "blocks": 12, "alone": 10, "left_out": 0, "missing": "40 inferences are used up", "quantized": None}
+    edit("evaluate/evaluation.json", lambda evaluation: evaluation | {"effect": some})
+    assert "2 blocks of 12 not measured: 40 inferences are used up." in rendered().text
+
+
 def test_without_noise(workspace: Path) -> None:
     edit("evaluate/layers.json", lambda rows: [row | {"sqnr_db": None} for row in rows])
     assert "Noise was not measured: evaluate.noise_samples is 0." in rendered().text

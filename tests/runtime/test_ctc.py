@@ -145,3 +145,12 @@ def test_labels_that_are_no_text(target: Any) -> None:
 def test_edit_distance(read: str, target: str, edits: int) -> None:
     assert edit_distance(read, target) == edits
     assert edit_distance(target, read) == edits
+
+
+def test_agreement_is_with_what_the_other_model_reads() -> None:
+    for metric, expected in ((ExactMatch(), 0.0), (CharacterAccuracy(), 1 - 1 / 3)):
+        metric.bind(recogniser("abc", 5))
+        read, other, nothing = (scores(path, 5) for path in ([1, 0, 2, 0, 3, 0], [1, 0, 2, 0, 2, 0], [0] * 6))
+        assert metric.agreement([read], [read]) == 1.0
+        assert metric.agreement([other], [read]) == pytest.approx(expected)
+        assert metric.agreement([read], [nothing]) is None  # no characters of which a share could be right

@@ -213,3 +213,15 @@ def test_refused_arguments(arguments: dict[str, Any], words: str) -> None:
 def test_refused_targets(target: Any, words: str) -> None:
     with pytest.raises(UserError, match=words):
         Given().check(target)
+
+
+def test_agreement_takes_the_other_models_detections_for_objects() -> None:
+    metric = MeanAveragePrecision(min_score=0.5, iou=0.5)
+    metric.indices = [0, 1, 2]
+    boxes = np.array([[[0, 0, 10, 10], [20, 20, 40, 40], [50, 50, 60, 60]]], np.float32)
+    theirs = [boxes, np.array([[0.9, 0.8, 0.1]], np.float32), np.zeros((1, 3), np.float32)]
+    near = [boxes + 1, np.array([[0.6, 0.7, 0.2]], np.float32), np.zeros((1, 3), np.float32)]
+    one = [boxes, np.array([[0.9, 0.1, 0.1]], np.float32), np.zeros((1, 3), np.float32)]
+    assert metric.agreement(near, theirs) == 1.0
+    assert metric.agreement(one, theirs) == pytest.approx(2 * 1 / (2 + 1))  # one of two objects, by one detection
+    assert metric.agreement(theirs, [boxes, np.array([[np.nan] * 3], np.float32), theirs[2]]) is None

@@ -25,6 +25,42 @@ def rows_of(metric: Metric, outputs: np.ndarray, targets: Any) -> np.ndarray:
     return np.stack(rows).astype(np.float64)
 
 
+# ------------------------------------------------------------------------------------------------ agreement
+
+
+def agreement(metric: Metric, ours: Any, theirs: Any) -> float | None:
+    return metric.agreement([np.asarray(ours)], [np.asarray(theirs)])
+
+
+def test_agreement_is_the_score_with_the_other_models_prediction_as_target() -> None:
+    scores, same, other = (np.array([values], np.float32) for values in ([0, 3, 1, 2], [1, 9, 8, 7], [1, 2, 8, 7]))
+    accuracy = bound(Accuracy(), 1, 4)
+    assert (agreement(accuracy, same, scores), agreement(accuracy, other, scores)) == (1.0, 0.0)
+    single = bound(Accuracy(threshold=0.5), 1, 1)
+    assert [agreement(single, [[ours]], [[0.9]]) for ours in (0.6, 0.4)] == [1.0, 0.0]
+    # Of six pixels one is another class: unions of 4 and 3, intersections of 3 and 2.
+    first, second = np.array([[0, 0, 0, 1, 1, 1]]), np.array([[0, 0, 0, 0, 1, 1]])
+    as_scores = [np.stack([1 - classes, classes], axis=1)[:, :, None].astype(np.float32) for classes in (first, second)]
+    iou = bound(MeanIoU(), 1, 2, 1, 6)
+    assert agreement(iou, as_scores[1], as_scores[0]) == pytest.approx((3 / 4 + 2 / 3) / 2)
+
+
+def test_agreement_of_what_names_no_prediction() -> None:
+    class Likeness(Metric):
+        uses_reference = True
+
+        def per_sample(self, outputs: Any, target: Any) -> float:
+            return float(np.sum(outputs[0] * target[0]))
+
+    class Own(Metric):
+        def per_sample(self, outputs: Any, target: Any) -> float:
+            return 1.0
+
+    assert agreement(Likeness(), [0.5, 0.5], [1.0, 0.0]) == 0.5  # it compares with the reference by itself
+    assert agreement(Own(), [1.0], [1.0]) is None
+    assert agreement(bound(ReferenceError(), 1, 2), [[1.0, 2.0]], [[1.0, 2.0]]) is None  # a distance
+
+
 # ------------------------------------------------------------------------------------------------ accuracy
 
 

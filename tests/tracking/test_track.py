@@ -80,13 +80,14 @@ def test_a_run_is_complete(workspace: Path) -> None:
         "models/int8/model.bin",
         "models/int8/model.xml",
         "plots/accuracy_speed.png",
+        "plots/effect_per_layer.png",
         "plots/noise_per_layer.png",
         "quantizers.json",
         "report.html",
     }
     assert (artifacts / "models/int8/model.bin").read_text() == "int8 performance bin"
     table = json.loads((artifacts / "layers.json").read_text())
-    assert table["columns"][:2] == ["layer", "sqnr_db"]
+    assert table["columns"][:2] == ["layer", "effect_on"]
     assert len(table["data"]) == len(built.layers())
     noise = [row[1] for row in table["data"] if row[1] is not None]
     assert table["data"][0][0] == "/backbone/conv_11/Conv:1" and noise == sorted(noise)  # the noisiest first
