@@ -67,7 +67,7 @@ def rows() -> dict[str, Row]:
         NodeTime(("relu/fq_output_0", "softmax", "conv2"), 2.0, "f32_kernel"),
     ]
     order = ["conv1", "add", "relu", "conv2", "softmax"]
-    effects = {
+    effects: dict[str, dict[str, Any]] = {
         "conv1": {"block": "conv1", "effect_on": 0.25},
         "add": {"block": "conv1", "effect_on": 0.25},
         "conv2": {"effect_missing": "why"},
