@@ -22,6 +22,7 @@ from stages.stage import run
 if TYPE_CHECKING:
     import openvino as ov
 
+    from stages.measurement.baseline import Values
     from stages.quantization.solution.tuned import Tuned
     from stages.runtime.datasets import Samples
     from stages.runtime.metrics import Metric
@@ -82,7 +83,7 @@ def main(config: Config) -> dict[str, Any]:
     order = [node.get_friendly_name() for node in models["fp32"].get_ordered_ops()]
     aligned = _aligned(models["fp32"], quantizers)
     noise = _noise(config, aligned, quantizers, tuned, samples)
-    effects, effect_summary = _effects(config, aligned, models["int8"], quantizers, noise, metrics, samples)
+    effects, effect_summary = _effects(config, aligned, models["int8"], quantizers, noise, metrics, samples, values)
     rows = layer_table(quantizers, corrections, noise, times, order, effects)
     split = precisions["int8"] == precisions["default"] != "f32"
     judged = evaluation_report.report_metrics(values, metrics, config, split=split)
@@ -138,11 +139,12 @@ def _effects(
     noise: dict[str, float | None],
     metrics: dict[str, Metric],
     samples: Samples,
+    values: Values,
 ) -> tuple[dict[str, dict[str, Any]], dict[str, Any]]:
     """What each block of quantizers does to the outputs: by layer, and as a whole."""
     from stages.common.progress import Progress
     from stages.quantization.effect.blocks import blocks_of
-    from stages.quantization.effect.measure import allowed_inferences, measure, noise_of
+    from stages.quantization.effect.measure import allowed_inferences, measure, noise_of, telling
     from stages.quantization.effect.switched import Pair
     from stages.quantization.model.graph import read_graph
     from stages.quantization.placement.plan import plan_from_json
@@ -151,9 +153,11 @@ def _effects(
         return {}, {}
     plan = plan_from_json(data)
     blocks = blocks_of(read_graph(model), plan, "activations_and_weights")
-    metric = metrics[config.evaluate.primary_metric or next(iter(metrics))]
+    primary = config.evaluate.primary_metric or next(iter(metrics))
+    metric = metrics[primary]
     allowed = allowed_inferences(config.evaluate.effect_inferences, len(samples))
-    few = samples[: config.evaluate.effect_samples]
+    before, after = (metric.score(values[model][primary]) for model in ("fp32", "int8"))
+    few = [samples[position] for position in telling(before - after, config.evaluate.effect_samples)]
     with Progress(f"{NAME}: effect of blocks on the outputs", unit="inferences") as advance:
         effects = measure(Pair(int8, model, plan), blocks, noise_of(blocks, noise), metric, few, config.engine, allowed, advance)
     return effects.columns(blocks), effects.summary(blocks)

@@ -167,6 +167,9 @@ def test_the_compiled_model_was_compared_with_what_it_says(project: Project) -> 
     assert (fidelity["ratio"] > fidelity["limit"]) == (fidelity["warning"] is not None) == (fidelity["warning"] in found["warnings"])
 
 
+BOTH = (("prepare", "f32"), ("correct_bias", "default"))
+
+
 def test_the_effect_of_blocks_is_measured_against_what_fp32_answers(project: Project) -> None:
     found = read(project, "evaluate/evaluation.json")["effect"]
     assert {key: found[key] for key in ("samples", "blocks", "alone", "left_out", "missing")} == {
@@ -176,7 +179,10 @@ def test_the_effect_of_blocks_is_measured_against_what_fp32_answers(project: Pro
         "left_out": 4,
         "missing": None,
     }
-    images = validation(project)[0][:7]
+    images, labels = validation(project)
+    right = [answers(project.root / "build" / stage / "model.xml", images, precision) == labels for stage, precision in BOTH]
+    lost = np.flatnonzero(right[0] & ~right[1])[:3]  # three of seven, where there are as many
+    images = images[[*lost, *np.setdiff1d(np.arange(7), lost)][:7]]
     fp32 = outputs(project.root / "build/prepare/model.xml", images)
     written = outputs(written_out(ov.Core().read_model(project.root / "build/correct_bias/model.xml")), images)
     error = np.mean(np.linalg.norm(written - fp32, axis=1) / np.linalg.norm(fp32, axis=1))

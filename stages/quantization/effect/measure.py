@@ -118,6 +118,21 @@ def noise_of(blocks: Iterable[Block], ratios: Mapping[str, float | None]) -> dic
     return {block: sum(shares.get(name, 0.0) for name in block.quantizers) for block in blocks}
 
 
+def telling(losses: NDArray[np.float64], count: int) -> list[int]:
+    """Positions of samples: in turns one that loses most by quantization, as far as there are any that lose, and the first of all others.
+
+    On samples that are easy for the model hardly anything that a layer does shows.
+
+    Args:
+        losses: [N], by how much each sample's score falls.
+        count: How many are wanted.
+    """
+    hard = [int(position) for position in np.argsort(-losses, kind="stable") if losses[position] > 0][: count // 2]
+    others = [position for position in range(len(losses)) if position not in set(hard)]
+    pairs = [position for pair in zip(hard, others, strict=False) for position in pair]
+    return [*pairs, *hard[len(others) :], *others[len(hard) :]][:count]
+
+
 def measure(
     pair: Pair,
     blocks: Sequence[Block],

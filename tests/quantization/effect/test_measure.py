@@ -13,7 +13,17 @@ from stages.configuration import schema
 from stages.measurement.written_out import written_out
 from stages.quantization.effect import measure as measuring
 from stages.quantization.effect.blocks import Block
-from stages.quantization.effect.measure import Counts, Distance, Effects, allowed_inferences, counts, measure, noise_of, relative_error
+from stages.quantization.effect.measure import (
+    Counts,
+    Distance,
+    Effects,
+    allowed_inferences,
+    counts,
+    measure,
+    noise_of,
+    relative_error,
+    telling,
+)
 from stages.runtime.metrics import Accuracy
 from tests.quantization.effect.culprits import perceptron, two_outputs
 from tests.quantization.effect.measuring import inputs, made, measured
@@ -52,6 +62,15 @@ def test_fewer_samples_first_then_fewer_blocks(blocks: int, samples: int, infere
 def test_the_limit_follows_the_validation_samples() -> None:
     assert [allowed_inferences(None, count) for count in (10, 100, 1000)] == [400, 400, 4000]
     assert allowed_inferences(7, 1000) == 7
+
+
+def test_half_of_the_samples_are_those_that_lose_most() -> None:
+    losses = np.array([0.0, 0.5, -1.0, 1.0, 0.0, 0.5, 0.1])
+    assert telling(losses, 4) == [3, 0, 1, 2]
+    assert telling(losses, 6) == [3, 0, 1, 2, 5, 4]
+    assert telling(losses, 50) == [3, 0, 1, 2, 5, 4, 6]
+    assert telling(np.zeros(3), 2) == [0, 1]  # nothing is lost
+    assert telling(np.ones(3), 3) == [0, 1, 2]
 
 
 def test_noise_of_a_block_is_the_sum_over_its_quantizers() -> None:
