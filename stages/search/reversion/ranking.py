@@ -92,7 +92,7 @@ def by_effect(
     quantized, solved = build_candidate(problem, base)
     noise = block_noise(problem, base.plan, solved, blocks, positions)
     floating = problem.model()
-    if base.plan.aligned:
+    if base.plan.rewrites:
         floating = aligned_model(floating, problem.statistics, base.plan)
     samples = list(problem.chosen(positions[:EFFECT_SAMPLES]))
     pair = Pair(quantized, floating, base.plan)
