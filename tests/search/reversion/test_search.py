@@ -206,6 +206,21 @@ def test_a_step_that_makes_it_worse_is_undone_and_not_tried_again_from_there() -
     assert len(whole) == len(set(whole))  # no model twice
 
 
+def test_every_line_of_the_trace_counts_what_was_reverted_in_the_model_that_was_tried() -> None:
+    """Also where that was undone, and where its evaluation was given up early."""
+    needed = additive(conv0=12, conv1=10, conv2=8, conv3=4, conv4=3, conv5=2, head=1)
+    seen = set()
+    for script, allowed in ((worse_together, 11 / COUNT), (needed, 8 / COUNT)):
+        found, _ = run_script(script, allowed=allowed)
+        state: frozenset[str] = frozenset()
+        for step in found.search.trace:
+            tried = state - {*step.layers} if step.phase == "re-quantize" else state | {*step.layers}
+            assert step.reverted == len(tried)
+            seen.add((step.phase, step.accepted, step.drops is None))
+            state = tried if step.accepted else state
+    assert seen >= {("revert", False, True), ("re-quantize", False, True), ("revert", True, False), ("re-quantize", True, False)}
+
+
 def test_a_worse_step_is_kept_on_request_but_is_not_the_result() -> None:
     hurts = additive(conv1=12, conv2=-10)  # conv2 is reverted together with others
     careful, _ = run_script(hurts, allowed=0.01)
