@@ -13,14 +13,17 @@ import argparse
 import difflib
 import sys
 from collections.abc import Sequence
+from contextlib import chdir
 from pathlib import Path
 
 from stages.common import artifacts
 from stages.common.errors import UserError
 from stages.configuration.composition import PARAMS
+from stages.configuration.loading import load_config
 from stages.stage import fail
 from stages.sweeps import job
 from stages.sweeps.preparation import SWEEPS
+from stages.tracking import runs, store
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -70,12 +73,25 @@ def promote(folder: Path, *, force: bool) -> None:
     after = (folder / PARAMS).read_text(encoding="utf-8")
     if before == after:
         print(f"{PARAMS} already says the same")
+        _crown(folder, result)
         return
     if before != (folder.parent / PARAMS).read_text(encoding="utf-8") and not force:
         raise UserError(f"{PARAMS} was edited after the sweep began; --force replaces it nevertheless")
     artifacts.write_text(PARAMS, after)
     print("".join(difflib.unified_diff(before.splitlines(True), after.splitlines(True), f"{PARAMS} before", str(PARAMS), n=1)), end="")
     print("`dvc repro` takes the results from DVC's cache")
+    _crown(folder, result)
+
+
+def _crown(folder: Path, result: job.Result) -> None:
+    """Let MLflow's alias `champion` name the job's model, where models are registered (tracking.register)."""
+    if result.run is None:
+        return
+    with chdir(folder):
+        config = load_config()
+        if config.tracking.register is not None:
+            uri = job.read(Path(".."), int(folder.name)).tracking_uri or store.tracking_uri(config)
+            runs.champion(config, uri, result.run)
 
 
 if __name__ == "__main__":

@@ -48,7 +48,11 @@ def config(preset: str = "performance", **tracking: Any) -> Config:
 
 def write_build(root: Path, settings: Config, drop: float = 0.021, milliseconds: float = 4.0) -> None:
     """Everything in build/ that `track` reads."""
-    _json(root, "prepare/model.json", {"name": settings.model.name, "sha256": "0" * 64})
+    ports = {
+        "inputs": [{"name": "x", "aliases": ["x"], "shape": [1, 3, 48, -1], "type": "float32"}],
+        "outputs": [{"name": "scores", "aliases": ["scores"], "shape": [1, -1, 97], "type": "f32"}],
+    }
+    _json(root, "prepare/model.json", {"name": settings.model.name, "sha256": "0" * 64, **ports})
     samples = {"calibration": {"count": 300, "sha256": "a"}, "validation": {"count": 1000, "sha256": "b"}, "shared": 0}
     _json(root, "prepare/dataset.json", samples)
     _json(root, "quantize/quantizers.json", quantizers())

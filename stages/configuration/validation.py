@@ -69,6 +69,7 @@ def checked(values: object) -> Config:
     _check_tune(config)
     _check_cluster(config.cluster)
     _check_tracking(config.tracking)
+    _check_register(config.tracking)
     _check_limits(config)
     return config
 
@@ -362,6 +363,15 @@ def _check_tracking(tracking: Tracking) -> None:
     # MLflow's file store, which a bare path also means, no longer works.
     if tracking.enabled and (not separator or scheme in ("", "file")):
         raise refused("tracking.tracking_uri", tracking.tracking_uri, "sqlite:///mlflow.db, another database, or a server's address")
+
+
+def _check_register(tracking: Tracking) -> None:
+    if tracking.register is None:
+        return
+    if not re.fullmatch(r"[\w.-]+( [\w.-]+)*", tracking.register):
+        raise refused("tracking.register", tracking.register, "a name of letters, digits, dots, dashes and underscores, or null")
+    if not tracking.log_models:
+        raise refused("tracking.register", tracking.register, "null, as tracking.log_models is false")
 
 
 def _check_limits(config: Config) -> None:

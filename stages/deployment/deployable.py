@@ -55,7 +55,7 @@ def deployable(config: Config, name: str) -> Deployable:
     Raises:
         UserError: the stage that makes it is off, or an artifact is missing.
     """
-    name = best() if name == BEST else name
+    name = search_results.to_deploy() if name == BEST else name
     evaluation = artifacts.read_json(artifacts.folder("evaluate") / "evaluation.json")
     speed = artifacts.read_json(artifacts.folder("evaluate") / "latency.json")
     made = _MAKERS[name](config, evaluation, speed)
@@ -63,13 +63,6 @@ def deployable(config: Config, name: str) -> Deployable:
         if not (made.folder / file).is_file():
             raise UserError(f"{made.folder / file} is missing; run `dvc repro`")
     return made
-
-
-def best() -> str:
-    """The model of the last stage whose budget holds."""
-    if (found := tune.result()) and found["best"]["within_budget"]:
-        return tune.NAME
-    return accuracy_aware.NAME if (kept := accuracy_aware.result()) and kept["holds"] else "int8"
 
 
 def _int8(config: Config, evaluation: Mapping[str, Any], speed: Mapping[str, Any]) -> Deployable:

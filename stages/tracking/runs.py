@@ -20,6 +20,7 @@ from stages.configuration.schema import APART, Config
 from stages.report import accuracy_aware, page, tune
 from stages.report.summary import summary
 from stages.tracking.lineage import DESCRIPTION, data_inputs, dvc_tags, worst_first
+from stages.tracking.logged_model import is_registered, log_model, register, set_champion
 from stages.tracking.store import KEY_TAG, Run, experiment_id_of, find_in_sqlite, follow_the_project, mlflow_client
 
 if TYPE_CHECKING:
@@ -45,11 +46,24 @@ def log(config: Config, uri: str, label: str = "") -> tuple[Run, bool]:
     """
     follow_the_project(uri)
     key = content_key(config)
-    logged = find_in_sqlite(uri, config.tracking.experiment, key)
-    if logged is not None:
+    logged, name = find_in_sqlite(uri, config.tracking.experiment, key), config.tracking.register
+    if logged is not None and (name is None or is_registered(uri, name, logged.id)):
         return logged, False
     with mlflow_client(uri) as client:
-        return _log(client, config, uri, key, label)
+        run, new = _log(client, config, uri, key, label)
+        if name is not None:
+            register(client, config, run.experiment_id, run.id)
+        return run, new
+
+
+def champion(config: Config, uri: str, run: Run) -> None:
+    """Let the alias `champion` of `tracking.register` name the model of a run.
+
+    Raises:
+        UserError: MLflow refuses or cannot be reached.
+    """
+    with mlflow_client(uri) as client:
+        set_champion(client, config, run.experiment_id, run.id)
 
 
 def content_key(config: Config) -> str:
@@ -134,14 +148,14 @@ def _log_run(client: MlflowClient, config: Config, experiment_id: str, key: str,
             client.log_batch(run_id, metrics=steps[first : first + BATCH])
         if config.tune.child_runs:
             _log_trials(client, experiment_id, run_id, end)
-        _log_files(client, run_id, config)
+        _log_files(client, experiment_id, run_id, config)
         status = RunStatus.to_string(RunStatus.FINISHED)
     finally:
         client.set_terminated(run_id, status, end_time=end)
     return Run(name, experiment_id, run_id)
 
 
-def _log_files(client: MlflowClient, run_id: str, config: Config) -> None:
+def _log_files(client: MlflowClient, experiment_id: str, run_id: str, config: Config) -> None:
     from stages.tracking import plots
 
     quantize, correct_bias, evaluate = (artifacts.folder(name) for name in ("quantize", "correct_bias", "evaluate"))
@@ -174,6 +188,7 @@ def _log_files(client: MlflowClient, run_id: str, config: Config) -> None:
         for model, source in sources.items():
             for path in (source / "model.xml", source / "model.bin"):
                 client.log_artifact(run_id, str(path), f"models/{model}")
+        log_model(client, config, experiment_id, run_id)
 
 
 def _log_budget(client: MlflowClient, run_id: str) -> None:

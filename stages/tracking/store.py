@@ -23,7 +23,12 @@ KEY_TAG = "content_key"
 SQLITE = "sqlite:///"
 ARTIFACTS = "mlartifacts"
 # Where MLflow 3 writes down, in full, the places of files.
-_PLACES = (("experiments", "artifact_location"), ("runs", "artifact_uri"), ("logged_models", "artifact_location"))
+_PLACES = (
+    ("experiments", "artifact_location"),
+    ("runs", "artifact_uri"),
+    ("logged_models", "artifact_location"),
+    ("model_versions", "storage_location"),
+)
 
 
 class Run(NamedTuple):

@@ -95,6 +95,8 @@ REFUSED: dict[str, tuple[str, ...]] = {
     "cluster: {start: {_target_: dask.distributed.LocalCluster}}": ("cluster.start", "cluster.kind is 'local'"),
     "cluster: {kind: dask, start: {_target_: nowhere.Cluster}}": ("cluster.start._target_", "nowhere"),
     "cluster: {kind: dask, address: 'tcp://a:1', start: {_target_: pathlib.Path}}": ("cluster.address", "a cluster of its own"),
+    "tracking: {register: a/b}": ("tracking.register: 'a/b'", "a name of letters"),
+    "tracking: {register: a, log_models: false}": ("tracking.register: 'a'", "tracking.log_models is false"),
     "package: {model: mixed}": ("package.model: 'mixed'", "best, int8, accuracy_aware, tune, fp32"),
     "package: {name: ../mine}": ("package.name: '../mine'", "file name"),
     "package: {version: 0}": ("package.version: 0", "at least 1"),
