@@ -10,7 +10,7 @@ Examples:
 from __future__ import annotations
 
 import sys
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,6 +32,15 @@ NAME = "prepare"
 
 def main(config: Config) -> dict[str, Any]:
     """Write build/prepare."""
+    from stages.common.progress import Steps
+
+    with Steps(NAME) as begin:
+        return _prepare(config, begin)
+
+
+def _prepare(config: Config, begin: Callable[[str], None]) -> dict[str, Any]:
+    """begin: is told what is done next."""
+    begin("importing OpenVINO")
     import openvino as ov
 
     from stages.common.progress import progress
@@ -40,13 +49,17 @@ def main(config: Config) -> dict[str, Any]:
     from stages.runtime import sources
     from stages.runtime.datasets import identity, model_inputs
 
+    begin(f"looking for the model {config.model.name}")
     source = sources.locate(config.model)
+    begin(f"reading the model {config.model.name}")
     model = sources.read(source, config.model.input_shape)
     inputs = model_inputs(model)
     metrics = _metrics(config, model)
 
+    begin(f"opening the data set {config.data.name}")
     with opened_files() as opened:
         calibration, validation = sets.choose(config, inputs)
+        begin(f"reading and checking {len(calibration)} calibration and {len(validation)} validation samples")
         shapes: set[tuple[tuple[str, tuple[int, ...]], ...]] = set()
         calibrating = []
         for sample in progress(calibration, f"{NAME}: calibration", len(calibration)):
@@ -89,6 +102,7 @@ def main(config: Config) -> dict[str, Any]:
         "shared": shared,
         **_one_shape(inputs, shapes),
     }
+    begin("writing the model and the list of samples")
     with artifacts.writing(artifacts.folder(NAME)) as folder:
         # Unlike ov.serialize, this leaves out a record of fused names, which holds the numbers of this process.
         ov.save_model(model, folder / "model.xml", compress_to_fp16=False)

@@ -1,8 +1,9 @@
-"""Progress of long loops: a bar in a terminal, plain lines in a log, nothing for work that is done within two seconds."""
+"""Progress of long work: a bar in a terminal, plain lines in a log, nothing for what is done within two seconds."""
 
 from __future__ import annotations
 
 import sys
+import threading
 import time
 from collections.abc import Iterable, Iterator, Sized
 from types import TracebackType
@@ -66,6 +67,46 @@ class Progress:
             left = elapsed * (self.total - self.done) / max(self.done, 1)
             text = f"{self.label}: {self.done}/{self.total} {self.unit}, {left:.0f} s left"
         print(text, file=self._stream, flush=True)
+
+
+class Steps:
+    """Says what is being done as soon as everything together has taken more than two seconds, for work that cannot be counted.
+
+    A context manager whose value is called at the beginning of each step:
+
+        with Steps("prepare") as begin:
+            begin("reading the model")
+    """
+
+    def __init__(self, label: str, stream: TextIO | None = None) -> None:
+        self.label = label
+        self._stream = stream or sys.stderr
+        self._end_of_quiet = time.monotonic() + QUIET_SECONDS
+        self._timer: threading.Timer | None = None
+
+    def __call__(self, step: str) -> None:
+        """Begin a step; the one before has ended."""
+        self._cancel()
+        left = self._end_of_quiet - time.monotonic()
+        if left <= 0:
+            self._say(step)
+        else:
+            self._timer = threading.Timer(left, self._say, [step])
+            self._timer.daemon = True
+            self._timer.start()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._cancel()
+
+    def _cancel(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def _say(self, step: str) -> None:
+        print(f"{self.label}: {step}", file=self._stream, flush=True)
 
 
 def progress(items: Iterable[T], label: str, total: int | None = None, unit: str = "samples") -> Iterator[T]:
