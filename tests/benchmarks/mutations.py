@@ -236,7 +236,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         def attempt(number: int, mutation: Mutation, without: Sequence[str] = ()) -> None:
             if failed := checkout.noticed_by(mutation, without):
                 noticed[mutation] = failed
-            word = f"noticed by {failed}" if failed else f"UNNOTICED\n{_diff(mutation)}"
+            word = f"noticed by {failed}" if failed else f"UNNOTICED\n{_diff(checkout.root, mutation)}"
             print(f"{number:4} {mutation.path}:{mutation.line} {word}", flush=True)
 
         for number, mutation in enumerate(chosen, start=1):
@@ -252,8 +252,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print(f"noticed: {len(noticed)} of {len(chosen)} ({100 * len(noticed) / max(len(chosen), 1):.0f} %), seed {options.seed}")
 
 
-def _diff(mutation: Mutation) -> str:
-    source = (ROOT / mutation.path).read_bytes()
+def _diff(root: Path, mutation: Mutation) -> str:
+    source = (root / mutation.path).read_bytes()
     before, after = (text.decode().splitlines() for text in (source, mutation.applied(source)))
     return "\n".join(f"     {line}" for line in list(difflib.unified_diff(before, after, lineterm="", n=2))[2:])
 
