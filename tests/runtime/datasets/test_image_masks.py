@@ -206,6 +206,13 @@ def test_masks_go_where_images_go(tmp_path: Path, arguments: dict[str, Any], exp
         np.testing.assert_array_equal(sample.inputs[""][0, 1], expected)
 
 
+def test_images_are_padded_with_black_unless_another_value_is_given(tmp_path: Path) -> None:
+    save(tmp_path / "images/1.png", np.full((4, 4, 3), 200, np.uint8))
+    save(tmp_path / "masks/1.png", np.ones((4, 4), np.uint8))
+    image = opened(tmp_path, size=[4, 6], resize="pad")[0].inputs[""][0]
+    np.testing.assert_array_equal(image, np.repeat([[[200.0] * 4 + [0.0] * 2]], 3, axis=0).repeat(4, axis=1))
+
+
 def test_classes_are_never_mixed(tmp_path: Path) -> None:
     """However images are interpolated: between 0 and 2 there is no 1."""
     mask = 2 * np.random.default_rng(0).integers(0, 2, (31, 47), dtype=np.uint8)

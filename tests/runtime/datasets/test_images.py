@@ -88,6 +88,7 @@ def test_sixteen_bits_are_turned_and_scaled_like_others(tmp_path: Path) -> None:
     np.testing.assert_allclose(array[0, 1:-1, 1:-1], middle[1:-1, 1:-1], rtol=1e-4)
     padded = only(tmp_path, color="RGB", size=[8, 16], resize="pad", pad_value=9)
     assert (padded[:, :, 12:] == 9).all()
+    assert (only(tmp_path, size=[8, 16], resize="pad")[:, :, 12:] == 0).all()
     np.testing.assert_allclose(padded[1, :, :12], fine / 257, rtol=1e-5)
 
 
