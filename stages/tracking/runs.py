@@ -257,7 +257,8 @@ def metrics_of(config: Config) -> dict[str, float]:
     """Everything that was measured, the primary metric's drop first: MLflow's comparison plots the first one.
 
     MLflow sorts charts and columns by name, cuts off names that are long, and rounds: what one looks at first has no prefix, what
-    differs stands at the front, shares are in percent and their differences in points. What stands before a slash is a group of charts.
+    differs stands at the front, shares are in percent and their differences in points. What stands before a slash is a group of charts;
+    groups are sorted by name, and what has none is called Model metrics: details are in `more`, which comes behind that.
     """
     folder = artifacts.folder("evaluate")
     evaluation, speed = artifacts.read_json(folder / "evaluation.json"), artifacts.read_json(folder / "latency.json")
@@ -278,7 +279,7 @@ def metrics_of(config: Config) -> dict[str, float]:
     size = evaluation["size_bytes"]
     metrics |= {"size_mb.int8": size["int8"] / 1e6, "times_smaller": size["fp32"] / size["int8"]}
     details |= {"fidelity": evaluation["fidelity"].get("ratio"), "size_mb.fp32": size["fp32"] / 1e6}
-    named = metrics | {f"details/{name}": value for name, value in details.items()}
+    named = metrics | {f"more/{name}": value for name, value in details.items()}
     named |= accuracy_aware.metrics()
     named |= tune.metrics()
     for name, record in _records().items():

@@ -62,7 +62,7 @@ def test_the_comparison_opens_with_runs_and_metrics(server: str, text_of: Browse
     for metric in ("drop_points.exact_match", "int8_percent.exact_match", "latency_ms.int8", "speed_up.default"):
         assert metric in text
     # The headline comes before its details.
-    assert text.index("drop_points.exact_match") < text.index("details/")
+    assert text.index("drop_points.exact_match") < text.index("more/")
 
 
 def test_layers_are_compared_side_by_side(server: str, text_of: Browser) -> None:

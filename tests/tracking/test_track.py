@@ -52,8 +52,8 @@ def test_a_run_is_complete(workspace: Path) -> None:
     metrics = run.data.metrics
     assert metrics["int8_percent.exact_match"] == pytest.approx(88.1)
     assert metrics["drop_points.exact_match"] == pytest.approx(2.1)
-    assert metrics["details/drop_low_points.exact_match"] == pytest.approx(1.1)
-    assert metrics["details/relative_drop_percent.exact_match"] == pytest.approx(100 * 0.021 / 0.902)
+    assert metrics["more/drop_low_points.exact_match"] == pytest.approx(1.1)
+    assert metrics["more/relative_drop_percent.exact_match"] == pytest.approx(100 * 0.021 / 0.902)
     assert (metrics["drop.error"], metrics["int8.error"]) == (0.04, 0.04)  # no share
     assert metrics["latency_ms.int8"] == 4.0
     assert metrics["speed_up.fp32"] == 3.0
@@ -61,8 +61,8 @@ def test_a_run_is_complete(workspace: Path) -> None:
     assert metrics["throughput.int8"] == 500.0
     assert metrics["size_mb.int8"] == 3.1
     assert metrics["times_smaller"] == pytest.approx(10.9 / 3.1)
-    assert metrics["details/fidelity"] == 0.4
-    assert "details/relative_drop.error" not in metrics  # FP32 has no error to be relative to
+    assert metrics["more/fidelity"] == 0.4
+    assert "more/relative_drop.error" not in metrics  # FP32 has no error to be relative to
     for position, stage in enumerate(STAGES):
         assert metrics[f"seconds/{stage}"] == position + 0.5
         assert metrics[f"peak_memory_mb/{stage}"] == 100.0 + position
