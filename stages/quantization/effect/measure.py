@@ -44,7 +44,8 @@ class Distance(NamedTuple):
 
     Attributes:
         error: Relative error of the outputs, as the metric `ReferenceError` has it: mean over samples.
-        agreement: Mean over samples of what the primary metric says of it with FP32's predictions as targets; None where it cannot.
+        agreement: What the primary metric says of it with FP32's predictions as targets, as a share of what it says so of FP32 itself:
+            mean over samples; None where it cannot.
     """
 
     error: float
@@ -203,6 +204,7 @@ class _Runs:
         self.pair, self.places, self.metric, self.samples, self.settings, self.advance = pair, places, metric, samples, settings, advance
         self.base: dict[bool, Distance] = {}  # of the models in which no block differs: with none (False) and with all quantized
         self.references: list[Outputs] = []  # by sample, what FP32 gives
+        self.own: list[float | None] = []  # by sample, how far FP32 agrees with itself: detections may be fewer than 1 of all that count
 
     def distances(self, blocks: Sequence[Block], *, quantized: bool) -> dict[Block, Distance]:
         """Of the models in which one of `blocks` is quantized, or, where all are, is not; and of that in which none differs."""
@@ -218,14 +220,24 @@ class _Runs:
 
     def _group(self, group: Sequence[Block], choices: Sequence[int], *, quantized: bool) -> dict[int, Distance]:
         parts = switched(self.pair, group, self.places, quantized=quantized)
-        sums = {choice: _Sums(self.pair.floating, self.places, self.metric) for choice in choices}
+        sums = {choice: _Sums(self.pair.floating, self.places) for choice in choices}
         for index, by_choice in enumerate(_outputs(parts, self.samples, choices, self.settings)):
             for choice, outputs in zip(choices, by_choice, strict=True):
                 if not quantized and choice == NONE:
                     self.references.append([output.copy() for output in outputs])
-                sums[choice].add(outputs, self.references[index])
+                    self.own.append(self._agreement(outputs, outputs))
+                own = self.own[index]
+                agreement = self._agreement(outputs, self.references[index]) if own else None
+                sums[choice].add(outputs, self.references[index], None if agreement is None or not own else agreement / own)
                 self.advance(1)
         return {choice: one.distance() for choice, one in sums.items()}
+
+    def _agreement(self, outputs: Outputs, reference: Outputs) -> float | None:
+        if self.metric is None:
+            return None
+        count = len(self.pair.floating.outputs)
+        with user_code(f"agreement of {type(self.metric).__name__}"):
+            return self.metric.agreement(outputs[:count], reference[:count])
 
 
 def _outputs(parts: Switched, samples: Sequence[Sample], choices: Sequence[int], settings: Engine) -> Iterator[Iterator[Outputs]]:
@@ -245,18 +257,15 @@ def _outputs(parts: Switched, samples: Sequence[Sample], choices: Sequence[int],
 class _Sums:
     """What is summed up over samples of how far a model's outputs are from FP32's."""
 
-    def __init__(self, model: ov.Model, places: Sequence[Place], metric: Metric | None) -> None:
+    def __init__(self, model: ov.Model, places: Sequence[Place]) -> None:
         own, others = len(model.outputs), iter(range(len(places)))
         self.indices = [place.output if place.output is not None else own + next(others) for place in places]
-        self.own, self.metric = own, metric
         self.errors: list[float] = []
         self.agreements: list[float | None] = []
 
-    def add(self, outputs: Outputs, reference: Outputs) -> None:
+    def add(self, outputs: Outputs, reference: Outputs, agreement: float | None) -> None:
         self.errors.append(relative_error(*([tensors[index] for index in self.indices] for tensors in (outputs, reference))))
-        if self.metric is not None:
-            with user_code(f"agreement of {type(self.metric).__name__}"):
-                self.agreements.append(self.metric.agreement(outputs[: self.own], reference[: self.own]))
+        self.agreements.append(agreement)
 
     def distance(self) -> Distance:
         known = [value for value in self.agreements if value is not None and np.isfinite(value)]

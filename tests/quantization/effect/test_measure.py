@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -24,7 +25,7 @@ from stages.quantization.effect.measure import (
     relative_error,
     telling,
 )
-from stages.runtime.metrics import Accuracy
+from stages.runtime.metrics import Accuracy, Metric
 from tests.quantization.effect.culprits import perceptron, two_outputs
 from tests.quantization.effect.measuring import inputs, made, measured
 from tests.quantization.quantizing import infer
@@ -108,9 +109,7 @@ def test_the_table_says_what_is_won_without_a_block() -> None:
 
 def test_agreement_is_the_primary_metrics_with_the_predictions_of_fp32() -> None:
     planted = perceptron()
-    metric = Accuracy()
-    metric.bind(planted.model)
-    found = measured(planted.model, planted.samples, metric)
+    found = measured(planted.model, planted.samples, bound(planted.model))
     result = made(planted.model, planted.samples)
     ours, theirs = (
         [int(outputs[0].argmax()) for outputs in infer(tested, planted.samples)]
@@ -121,6 +120,28 @@ def test_agreement_is_the_primary_metrics_with_the_predictions_of_fp32() -> None
     assert min(ours) >= 0 and ours != theirs
     first = next(block for block in found.blocks if "layer0" in block.layers)
     assert found.effects.on[first].agreement == 1.0
+
+
+class Half(Metric):
+    """A metric by which not even the same outputs agree fully."""
+
+    uses_reference = True
+
+    def per_sample(self, outputs: Sequence[np.ndarray], target: Any) -> float:
+        return 0.5 * float(outputs[0].argmax() == target[0].argmax())
+
+
+def test_fp32_agrees_with_itself() -> None:
+    planted = perceptron()
+    halves, whole = (measured(planted.model, planted.samples, metric).effects for metric in (Half(), bound(planted.model)))
+    assert halves.quantized is not None and halves.quantized == whole.quantized
+    assert [distance.agreement for distance in halves.on.values()] == [distance.agreement for distance in whole.on.values()]
+
+
+def bound(tested: ov.Model) -> Accuracy:
+    metric = Accuracy()
+    metric.bind(tested)
+    return metric
 
 
 def test_outputs_count_alike_whatever_their_size() -> None:
