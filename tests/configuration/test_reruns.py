@@ -28,11 +28,13 @@ def tracked(stage: dict[str, Any], config: Config) -> dict[str, Any]:
 
 RERUNS: dict[str, set[str]] = {
     "quantization: {preset: mixed}": {"quantize"},
+    "quantization: {preset: auto}": {"quantize"},
     "quantization: {range_estimator: {max: {aggregator: median}}}": {"quantize"},
     # Whole tensors have their 1e-4 quantiles; those of channels take a third more time and are stored on demand.
     "quantization: {range_estimator: {preset: quantile}}": {"collect_statistics", "quantize"},
     "quantization: {range_estimator: {max: {type: quantile, outlier_prob: 1e-3}}}": {"collect_statistics", "quantize"},
     "quantization: {range_estimator: {preset: mse}}": {"quantize"},
+    "quantization: {range_estimator: {preset: sqnr}}": {"quantize"},
     "quantization: {range_estimator: {max: {type: percentile, outlier_prob: 1e-5}}}": {"quantize"},
     "quantization: {stat_batch_size: 8}": {"quantize"},
     "quantization: {stat_subset_size: 100}": {"collect_statistics", "quantize", "correct_bias"},

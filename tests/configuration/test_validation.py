@@ -59,6 +59,12 @@ REFUSED: dict[str, tuple[str, ...]] = {
     "quantization: {range_estimator: {max: {type: histogram, outlier_prob: 0.1}}}": ("max.outlier_prob: 0.1", "not quantile"),
     "quantization: {range_estimator: {max: {type: entropy, aggregator: max}}}": ("max.aggregator: 'max'", "all samples together"),
     "quantization: {range_estimator: {preset: mse, min: {aggregator: max}}}": ("min.aggregator: 'max'", "preset is 'mse'"),
+    "quantization: {range_estimator: {preset: sqnr, max: {aggregator: max}}}": ("max.aggregator: 'max'", "preset is 'sqnr'"),
+    "quantization: {preset: auto, pot_compatible: true}": (
+        "quantization.preset: 'auto'",
+        "one of performance, mixed, accuracy with quantization.pot_compatible: true",
+    ),
+    "quantization: {weights: {range_estimator: {max: {type: sqnr}}}}": ("weights.range_estimator.max.type: 'sqnr'", "histogram"),
     "quantization: {weights: {range_estimator: {max: {type: entropy}}}}": ("weights.range_estimator.max.type: 'entropy'", "histogram"),
     "quantization: {range_estimator: {min: {clipping_value: 1}, max: {clipping_value: 1}}}": ("clipping_value", "less than"),
     "quantization: {weights: {range_estimator: {max: {aggregator: mean}}}}": ("weights.range_estimator.max.aggregator", "null"),

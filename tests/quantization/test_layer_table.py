@@ -44,7 +44,7 @@ def rows() -> dict[str, Row]:
                 min={"type": "quantile", "outlier_prob": 0.01, "aggregator": "median"},
                 max={"type": "max", "aggregator": "max", "clipping_value": 6.0},
             ),
-            quantizer("right", "activations", [("conv2", "Convolution", 0)], [-2.0], [2.0]),
+            quantizer("right", "activations", [("conv2", "Convolution", 0)], [-2.0], [2.0]) | {"choice": "symmetric: nothing to gain"},
             quantizer("w2", "weights", [("conv2", "Convolution", 1)], [-1.0], [1.0]),
         ],
         "float": [
@@ -116,6 +116,11 @@ def test_estimators_in_words(rows: dict[str, Row]) -> None:
     assert rows["conv1:1"]["estimator"] == "abs_max"
     assert rows["conv1:0"]["estimator"] == "mean of max"
     assert rows["conv2:0 < source of left"]["estimator"] == "median of quantile 0.01 / max of max <= 6"
+
+
+def test_the_choice_of_preset_auto_goes_with_its_quantizer(rows: dict[str, Row]) -> None:
+    said = {name: row["choice"] for name, row in rows.items() if row["choice"] is not None}
+    assert said == {"conv2:0 < source of right": "symmetric: nothing to gain"}
 
 
 def test_biases_and_reasons(rows: dict[str, Row]) -> None:

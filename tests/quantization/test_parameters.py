@@ -57,7 +57,7 @@ def test_the_type_of_an_estimator(kind: str) -> None:
     assert min(abs(expected[kind] - other) for name, other in expected.items() if name != kind) > 0.01 * expected[kind]
 
 
-@pytest.mark.parametrize("kind", ["histogram", "percentile", "entropy"])
+@pytest.mark.parametrize("kind", ["histogram", "percentile", "entropy", "sqnr"])
 def test_the_types_that_look_at_all_samples_together(kind: str) -> None:
     tested, probability = network(), 0.02 if kind == "percentile" else None
     upper = schema.RangeEstimator(max=schema.Estimator(type=kind, outlier_prob=probability))
@@ -68,6 +68,8 @@ def test_the_types_that_look_at_all_samples_together(kind: str) -> None:
     elif kind == "entropy":  # few values say little of their distribution: only that this is not what a sample's own statistics give
         assert values[-1] / 2 < high <= values[-1]
         assert min(abs(high - define(raw(tested)).mean()) for define in OF_A_SAMPLE.values()) > 0.01 * high
+    elif kind == "sqnr":  # of few values none is worth clipping, and the largest is some samples' alone: in between
+        assert float(np.abs(raw(tested)).max(axis=1).mean()) < high <= values[-1] * (1 + 1e-6)
     else:
         # Of 60 values none is worth clipping for 255 levels; the mean of the samples' maxima would clip two of five.
         assert high == pytest.approx(values[-1], rel=1e-6)
@@ -87,6 +89,14 @@ def test_the_preset_of_least_error_concerns_activations_and_weights() -> None:
     default = quantized(tested, SAMPLES, probabilities=[0.1])
     kept = {q.source.name: q.name for q in default.plan.quantizers}
     assert found.solved.ranges[kept["source"]].high > 1.05 * default.solved.ranges[kept["source"]].high
+
+
+def test_the_preset_of_largest_sqnr_concerns_activations_alone() -> None:
+    source = parameter((2, 6))
+    tested = model(matmul(named(op.negative(op.elu(source, 0.5)), "source"), WEIGHTS.copy(), "layer"), source)
+    found = quantized(tested, SAMPLES, probabilities=[0.1], range_estimator=schema.RangeEstimator(preset="sqnr"))
+    types = {quantizer.kind: (quantizer.estimator.max.type, quantizer.estimator.max.aggregator) for quantizer in found.plan.quantizers}
+    assert types == {"activations": ("sqnr", None), "weights": ("abs_max", None)}
 
 
 def test_a_mean_that_clips_is_widened() -> None:

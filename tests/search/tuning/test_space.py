@@ -182,6 +182,29 @@ def test_least_error_is_a_preset_and_a_type_and_has_no_aggregator() -> None:
     assert [(border.type, border.aggregator) for border in borders] == [("histogram", None)] * 2
 
 
+def test_presets_that_mean_the_same_are_offered_once() -> None:
+    """Weights have no samples, so sqnr is their default."""
+    offered = choices(space(tuning_scope=["range_estimator"], estimator_tuning_scope=["preset"]))
+    assert offered["conv1.activations.estimator.preset"] == ("default", "quantile", "mse", "sqnr")
+    assert offered["conv1.weights.estimator.preset"] == ("default", "quantile", "mse")
+
+
+def test_ranges_by_sqnr_are_a_preset_and_a_type() -> None:
+    plan = space().plan({"conv1.activations.estimator.preset": "sqnr"})
+    changed = [quantizer.layers[0].name for quantizer in plan.quantizers if quantizer.estimator.max.type == "sqnr"]
+    assert changed == ["conv1"]
+    assert "sqnr" in choices(space(**FULL_SCOPE))["conv1.activations.estimator.max.type"]
+
+
+def test_what_preset_auto_says_of_a_quantizer_goes_with_its_estimator() -> None:
+    offer = space().offer
+    marked = offer._replace(plan=replace(offer.plan, quantizers=tuple(replace(q, choice="why") for q in offer.plan.quantizers)))
+    tested = Space(marked, schema.TuneSpace(), [node.name for node in read_graph(small_model()).nodes])
+    plan = tested.plan({"conv1.activations.estimator.preset": "mse"})
+    assert {quantizer.choice for quantizer in plan.quantizers} == {None, "why"}
+    assert [quantizer.layers[0].name for quantizer in plan.quantizers if quantizer.choice is None] == ["conv1"]
+
+
 def test_a_base_of_least_error_can_go_back_to_extremes() -> None:
     tested = space(config={"range_estimator": schema.RangeEstimator(preset="mse")}, **FULL_SCOPE)
     assert tested.base_proposal()["conv1.activations.estimator.max.type"] == "histogram"
