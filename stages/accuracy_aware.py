@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from stages.search.candidates import Candidate
     from stages.search.problem import Problem
     from stages.search.reversion.budget import Budget
-    from stages.search.reversion.search import Step
+    from stages.search.reversion.trace import Step
 
 NAME = "accuracy_aware"
 PATIENCE_SECONDS = 5.0  # enough for a killed stage to end

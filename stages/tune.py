@@ -25,11 +25,12 @@ if TYPE_CHECKING:
     from stages.quantization.placement.plan import Plan
     from stages.search.problem import Problem
     from stages.search.tuning.history import History
+    from stages.search.tuning.plans import Plans
     from stages.search.tuning.search import Search
 
 NAME = "tune"
 EVAL, WARM_START, FINE_TUNE = "eval", "warm_start", "fine_tune"
-TABLES = ("trials", "trade_off", "best_so_far", "importance")
+TABLES = ("trials", "trade_off", "best_so_far", "importance", "plans")
 SHOW_SPACE = "--show-space"
 
 
@@ -46,7 +47,7 @@ def main(config: Config) -> dict[str, Any]:
 
     from stages.search.session import searching
     from stages.search.setup import cluster_start
-    from stages.search.tuning.setup import left_out, make_history, make_search, make_space, starts, tuning_problem
+    from stages.search.tuning.setup import left_out, make_history, make_search, make_space, more_starts, plan_trials, starts, tuning_problem
 
     problem = tuning_problem(config)
     if settings.trials_load_method == EVAL:
@@ -54,6 +55,7 @@ def main(config: Config) -> dict[str, Any]:
     best = _fine_tune_base(config, problem) if settings.trials_load_method == FINE_TUNE else None
     space = make_space(config, problem, best)
     history = make_history(config, problem, space)
+    plans = plan_trials(config, problem, space, history)
     with searching(problem, NAME, config.cluster, cluster_start(config.cluster)) as session:
         search = make_search(config, session, space)
         for sentence in left_out(config):
@@ -67,12 +69,14 @@ def main(config: Config) -> dict[str, Any]:
             history.save(search.trials, space, search.candidate)
             _print(search)
 
-        search.run(starts(config, search, best), done)
+        given = starts(config, search, best)
+        search.run(given, done, plans, more_starts(config, search, len(given)))
+        search.assure()
         if search.goal.timing is not None and search.goal.time_here:
-            search.final_rounds = history.finals(search.trials, search.finals)
+            search.final_rounds = history.finals(search.trials, search.finalists(), search.finals)
         if settings.trials_load_method != FINE_TUNE:
             history.forget_bases()
-        _write(config, search, history)
+        _write(config, search, history, plans)
     return {"enabled": True, "trials": len(search.trials), "evaluated": session.evaluated, "remembered": session.remembered}
 
 
@@ -104,19 +108,20 @@ def _print(search: Search) -> None:
 # ------------------------------------------------------------------------------------------------ what is written
 
 
-def _write(config: Config, search: Search, history: History) -> None:
+def _write(config: Config, search: Search, history: History, plans: Plans | None) -> None:
     from stages.search.setup import write_candidate, write_fidelity, write_rows
     from stages.search.tuning.outcome import importance, latency_json, report, result_json, tables
 
     problem = search.session.problem
     rows, loss = search.confirm()
-    result = result_json(config, search, rows, loss)
+    result = result_json(config, search, rows, loss) | {"additivity": plans and plans.additivity}
     with artifacts.writing(artifacts.folder(NAME)) as folder:
         model = write_candidate(config, problem, search.best.candidate, _preset(config), folder)
         write_rows(problem, NAME, rows, folder)
         write_fidelity(config, problem, model, folder)
         for name, table in (tables(search) | {"importance": importance(search)}).items():
             artifacts.write_json(folder / f"{name}.json", table)
+        artifacts.write_json(folder / "plans.json", plans.table(search.trials) if plans else [])
         artifacts.write_json(folder / "latency.json", latency_json(search))
         artifacts.write_json(folder / "result.json", result)
         history.keep_result(folder, {"report.json": report(result)})

@@ -100,7 +100,7 @@ def write_accuracy_aware(root: Path, *, enabled: bool = True, holds: bool = True
     judged = {"higher_is_better": True, "share": True, **numbers(drop, 0.009), "held_out": numbers(0.012, 0.02)}
     reverted = [{"layer": "/backbone/conv_0/Conv", "type": "Convolution", "block": 0, "step": 1}]
     short = "" if holds else "exact_match drops by 1.50 points where 1.00 is allowed; no further reversion helps"
-    found: dict[str, Any] = {"enabled": True, "holds": holds, "confirmed": True, "shortfall": short, "stopped": ""}
+    found: dict[str, Any] = {"enabled": True, "holds": holds, "confirmed": True, "shortfall": short, "stopped": "", "acceptance": None}
     everywhere = {
         name: metric | {"int8": value, "drop": abs(metric["fp32"] - value), "drop_low": low, "drop_high": high}
         for (name, metric), value, low, high in zip(
@@ -152,7 +152,14 @@ def write_tune(root: Path, *, enabled: bool = True, within: bool = True) -> None
         return
     judged = {name: metric | {"int8": metric["int8"] + 0.013} for name, metric in evaluation(0.021)["metrics"].items()}
     best: dict[str, Any] = {"trial": 3, "label": "without /backbone/conv_0/Conv", "accuracy_loss": 0.0087 if within else 0.02}
-    best |= {"accuracy_loss_in_search": 0.0087, "within_budget": within, "target_met": within, "quantized_layers": 0.9, "layers": 12}
+    best |= {
+        "accuracy_loss_in_search": 0.0087,
+        "within_budget": within,
+        "target_met": within,
+        "quantized_layers": 0.9,
+        "layers": 12,
+        "acceptance": None,
+    }
     best |= {"float_layers": ["/backbone/conv_0/Conv"], "changed": "/backbone/conv_0/Conv.quantize=float", "metrics": judged}
     best |= {"speed_up": _spread(1.6), "latency_ms": _spread(3.75)}
     asked = {"accuracy_loss": 0.01, "latency_reduce": 1.0, "metrics": ["exact_match"], "samples": 300, "all_samples": 1000}

@@ -21,8 +21,9 @@ from stages.measurement import fidelity
 from stages.runtime.engine import core
 from stages.runtime.metrics import Accuracy, ReferenceError
 from stages.search.reversion.budget import Budget, Goal, Parts, divide
-from stages.search.reversion.search import Reversion, State, Step
+from stages.search.reversion.search import Reversion
 from stages.search.reversion.setup import mixed_candidate
+from stages.search.reversion.trace import State, Step
 from stages.search.setup import base_candidate, make_problem
 from tests.project import Project, copy_project
 from tests.search.problems import Drawn
@@ -89,8 +90,8 @@ def config(built: Project, monkeypatch: pytest.MonkeyPatch) -> Config:
 
 
 def search(config: Config, cluster: Cluster | None = None, **settings: Any) -> dict[str, Any]:
-    """Run the stage in this process; what result.json then holds. By default on accuracy, of which 7 points may be lost."""
-    chosen: dict[str, Any] = {"enabled": True, "metrics": list(ACCURACY), "maximal_drop": 0.07} | settings
+    """Run the stage in this process; what result.json then holds. By default on accuracy, of which 7 points may be lost on its samples."""
+    chosen: dict[str, Any] = {"enabled": True, "metrics": list(ACCURACY), "maximal_drop": 0.07, "acceptance": "point"} | settings
     accuracy_aware.main(dataclasses.replace(config, accuracy_aware=AccuracyAware(**chosen), cluster=cluster or config.cluster))
     return read("result.json")
 
@@ -230,6 +231,19 @@ def test_metrics_have_budgets_and_directions_of_their_own(config: Config) -> Non
     assert (error["baseline"], error["limit"], error["higher_is_better"]) == (0.0, 0.03, False)
     assert found["holds"] and 0.0 < error["drop"] == error["value"] <= 0.03 and len(found["reverted"]) > 1
     assert search(config, metrics=[], maximal_drop=0.9)["metrics"].keys() == {"accuracy", "error"}  # all that are computed
+
+
+def test_a_budget_may_have_to_hold_on_samples_that_nobody_has_seen(config: Config) -> None:
+    point = search(config, maximal_drop=0.12)
+    found = search(config, maximal_drop=0.12, acceptance="confident")
+    assert point["acceptance"] is None
+    accepted = found["acceptance"]
+    assert accepted["holds"] and accepted["confidence"] == config.evaluate.confidence and accepted["samples"] is None
+    assert found["metrics"]["accuracy"]["drop"] < accepted["bounds"]["accuracy"] <= 0.12
+    few = search(config, maximal_drop=0.0101, acceptance="confident", on_failure="keep")
+    assert not few["acceptance"]["holds"] and few["acceptance"]["bounds"]["accuracy"] > 0.0101
+    plain = search(config, maximal_drop=0.0101, on_failure="keep")
+    assert (few["holds"], reverted(few)) == (plain["holds"], reverted(plain))  # then it is what these samples say
 
 
 def test_a_relative_drop_from_zero_is_refused(config: Config) -> None:

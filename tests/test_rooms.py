@@ -35,6 +35,7 @@ FLOORS: list[set[str]] = [
     {"stages.quantization"},
     {"stages.quantization.effect", "stages.quantization.refinement", "stages.tracking"},
     {"stages.search"},
+    {"stages.search.planning"},
     {"stages.search.reversion", "stages.search.tuning"},
     {"stages.sweeps", "stages.deployment"},
     {"stages"},
@@ -54,6 +55,7 @@ TOOLS = {
     "omegaconf": {"stages.configuration"},
     "optuna": {"stages.search.tuning"},
     "ruamel": {"stages.configuration"},
+    "scipy": {"stages.search.planning"},
     "sqlalchemy": {"stages.tracking"},
 }
 # What enters a stage's result through build/config.json alone, or not at all: no dependency of a stage but its own.

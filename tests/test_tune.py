@@ -187,6 +187,29 @@ def kill(project: Project, changes: dict[str, Any], due: Callable[[], bool]) -> 
     assert running.wait() != 0
 
 
+@pytest.mark.slow
+def test_plans_alone_end_in_the_same_bytes_after_a_kill_while_noise_is_measured(evaluated: Project, copy: Project) -> None:
+    changes = {"strategy": "plan", "plans": "2", "accuracy_loss": "10.0"}
+
+    def measured(project: Project) -> int:
+        return sum(path.read_bytes().count(b"\n") for path in (project.root / "build/.journal").rglob("plan.jsonl"))
+
+    kill(copy, changes, lambda: measured(copy) >= 2)
+    assert measured(copy) >= 2 and remembered(copy) == 0
+    record = repro(copy, **changes)
+    found = json.loads((copy.root / "build/tune/result.json").read_text())
+    table = json.loads((copy.root / "build/tune/plans.json").read_text())
+    assert found["ended"] == "what was planned is evaluated" and found["additivity"] > 0
+    assert record["trials"] == found["trials"] <= 5 and {row["label"] for row in rows(copy)} >= {"fully quantized"}
+    assert [row["plan"] for row in table] == [f"plan {number}" for number in range(1, len(table) + 1)]
+    noise = [row["noise"] for row in table]
+    assert noise == sorted(noise, reverse=True)
+    assert found["best"]["acceptance"]["confidence"] == 0.95
+    whole = evaluated.copy(copy.root.parent / "whole")
+    run(whole, **changes)
+    assert result(whole) == result(copy)
+
+
 # ------------------------------------------------------------------------------------------------ what is reused
 
 

@@ -134,6 +134,7 @@ def _algorithm(result: Translation, name: str, params: Mapping[str, Any], place:
         result.put(f"{place.removesuffix('.params')}.name", True, "accuracy_aware.enabled")
         # POT kept what it had found, within the budget or not.
         result.put(f"{place.removesuffix('.params')}.name", "keep", "accuracy_aware.on_failure")
+        result.put(f"{place.removesuffix('.params')}.name", "point", "accuracy_aware.acceptance")
         _metrics(result, params, place)
     if name == "TunableQuantization" and not searched:
         result.change(place.removesuffix(".params") + ".name", name, "MinMaxQuantization: nothing is tuned without the optimizer Tpe")

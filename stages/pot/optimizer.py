@@ -53,6 +53,7 @@ def translate_optimizer(result: Translation, optimizer: Mapping[str, Any]) -> No
         result.leave("optimizer.name", name, "the optimizer is Tpe")
         return
     result.put("optimizer.name", True, "tune.enabled")
+    result.put("optimizer.name", "point", "tune.acceptance")
     result.by_table(params, TPE, "optimizer.params", handled=("benchmark", "metrics"))
     if "metrics" in params:
         result.leave(

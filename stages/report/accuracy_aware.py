@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
-from stages.common.units import difference, drop, logged, number, plural, ratio, some
+from stages.common.units import amount, difference, drop, logged, number, plural, ratio, some
 from stages.report import search_results
 
 NAME = "accuracy_aware"
@@ -23,7 +23,7 @@ def summary_lines() -> list[str]:
     if not found:
         return []
     if found["holds"]:
-        lines = [f"accuracy budget: holds, judged in {found['precision']}"]
+        lines = [f"accuracy budget: holds{search_results.how_sure(found['acceptance'])}, judged in {found['precision']}"]
     else:
         lines = [f"accuracy budget: NOT MET: {found['shortfall']}; this is the best model found"]
     for name, metric in found["metrics"].items():
@@ -32,11 +32,26 @@ def summary_lines() -> list[str]:
         if metric["held_out"]:
             words.append(f"{drop(metric, metric['held_out'])} on {found['samples']['held_out']} held-out samples")
         lines.append(f"  {name}: {', '.join(words)}")
+    lines += certainty(found)
     if found["holds"] and found["confirmed"] is False:
         lines.append("  NOT CONFIRMED: on the held-out samples the drop is larger than allowed; more validation samples would tell")
     if found["holds"] and found["stopped"]:
         lines.append(f"  {found['stopped']}: some layers may have been reverted for nothing")
     return [*lines, *cost(found), *(f"  WARNING: {warning}" for warning in search_results.warnings(NAME))]
+
+
+def certainty(found: Mapping[str, Any]) -> list[str]:
+    """What is known of the drop on samples that nobody has seen, and how many samples would tell more."""
+    acceptance = found["acceptance"]
+    if not acceptance or not found["holds"]:
+        return []
+    if not acceptance["holds"]:
+        bounds = {name: amount(found["metrics"][name], bound) for name, bound in acceptance["bounds"].items()}
+        return [f"  {search_results.uncertainty(acceptance, bounds)}"]
+    if not (fewer := acceptance.get("fewer")) or fewer["layers"] < 1:
+        return []
+    spared = f": about {fewer['samples']} samples to search with would spare them" if fewer["samples"] else ""
+    return [f"  {plural(fewer['layers'], 'operation')} of those in floating point for that confidence alone{spared}"]
 
 
 def cost(found: Mapping[str, Any]) -> list[str]:

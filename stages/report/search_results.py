@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -44,3 +45,23 @@ def fidelity(stage: str, build: Path = artifacts.BUILD) -> dict[str, Any]:
 def warnings(stage: str) -> list[str]:
     """What a user must know of the chosen model."""
     return list(filter(None, [fidelity(stage).get("warning")]))
+
+
+def how_sure(acceptance: Mapping[str, Any] | None) -> str:
+    """In which sense a budget holds; empty where only the search's samples were asked."""
+    if acceptance is None:
+        return ""
+    return f" with {100 * acceptance['confidence']:g} % confidence" if acceptance["holds"] else " on these samples, not for sure on others"
+
+
+def uncertainty(acceptance: Mapping[str, Any], bounds: Mapping[str, str]) -> str:
+    """How large the drop may be on samples that nobody has seen, and how many samples would make sure.
+
+    Args:
+        acceptance: Of a result.
+        bounds: By metric, the largest drop in words.
+    """
+    highest = ", ".join(f"{name} by up to {bound}" for name, bound in bounds.items())
+    samples = f"; about {acceptance['samples']} samples to search with would make sure of it" if acceptance["samples"] else ""
+    where = f"{100 * acceptance['confidence']:g} % confidence, chosen among {acceptance['models']} models"
+    return f"others may lose more, {highest} ({where}){samples}"

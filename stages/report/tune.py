@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
-from stages.common.units import drop, logged, metric_value, number, plural, ratio, some
+from stages.common.units import amount, drop, logged, metric_value, number, plural, ratio, some
 from stages.report import search_results
 
 NAME = "tune"
@@ -36,6 +36,7 @@ def summary_lines(default: str) -> list[str]:
     best = found["best"]
     given_up = f" ({found['given_up']} given up early)" if found["given_up"] else ""
     lines = [f"tuned: {budget(found)}; trial {best['trial']} of {found['trials']}{given_up}: {best['label']}"]
+    lines += certainty(best)
     for name, metric in best["metrics"].items():
         lines.append(f"  {name}: {metric_value(metric, metric['int8'])}, drop {drop(metric, metric)}")
     if measured := speed():
@@ -55,6 +56,17 @@ def budget(found: Mapping[str, Any]) -> str:
         return f"BUDGET NOT KEPT: {text}"
     where = f"on all {asked['all_samples']} samples"
     return f"BUDGET NOT KEPT {where}: {text}, on the search's {asked['samples']} it was {100 * seen:.2f} %"
+
+
+def certainty(best: Mapping[str, Any]) -> list[str]:
+    """Whether the budget holds on samples that nobody has seen, where that was asked."""
+    acceptance = best["acceptance"]
+    if not acceptance or not best["within_budget"]:
+        return []
+    if acceptance["holds"]:
+        return [f"  within the budget{search_results.how_sure(acceptance)}"]
+    bounds = {name: amount(best["metrics"][name], bound) for name, bound in acceptance["bounds"].items()}
+    return [f"  within the budget{search_results.how_sure(acceptance)}; {search_results.uncertainty(acceptance, bounds)}"]
 
 
 def ratios(measured: Mapping[str, Any], default: str) -> list[str]:

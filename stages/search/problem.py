@@ -26,7 +26,7 @@ CODE = (
     "quantization",
     "runtime",
     "measurement",
-    *(f"search/{name}.py" for name in ("problem", "candidates", "evaluator", "tuning/early", "tuning/objective")),
+    *(f"search/{name}.py" for name in ("problem", "candidates", "evaluator", "planning/output_noise", "tuning/early", "tuning/objective")),
 )
 
 

@@ -32,13 +32,14 @@ from openvino import opset13 as op
 from PIL import Image
 
 from stages.configuration import schema
-from stages.configuration.target_device import read_target
+from stages.configuration.target_device import Target, read_target
 from stages.measurement.latency import latency, speed_up
 from stages.quantization.effect.blocks import multiplications
 from stages.quantization.model.graph import read_graph
 from stages.quantization.planning import make_plan
 from stages.quantization.statistics.collection import collect
 from stages.quantization.statistics.points import statistics_points
+from stages.quantization.statistics.store import Statistics
 from stages.runtime import engine
 from stages.runtime.datasets import Sample, Samples, TextLines, model_inputs
 from stages.runtime.metrics import Accuracy, ExactMatch, Metric
@@ -167,19 +168,13 @@ TASKS: dict[str, Callable[[int, int], Task]] = {"text_lines": _text_lines, "unev
 
 def _ours(task: Task) -> TailOutputs:
     started = time.process_time()
-    target = read_target(schema.TargetDevice(**yaml.safe_load((ROOT / "conf/target_device/any.yaml").read_text())))
-    graph = read_graph(task.model)
-
-    def infer(instrumented: ov.Model) -> Iterable[list[np.ndarray]]:
-        return engine.infer(engine.compile(instrumented, ENGINE, "f32"), task.calibration)
-
-    statistics = collect(task.model, statistics_points(graph, target), [1e-4], [], infer, len(task.calibration))
-    base = Candidate(make_plan(graph, target, schema.Quantization(preset="performance"), statistics), schema.BiasCorrection())
-    problem = _problem(task, statistics)
+    statistics = statistics_of(task)
+    base = candidate_of(task, statistics, "performance")
+    problem = problem_of(task, statistics)
     budget = _budget(task, problem.fp32)
-    settings = schema.AccuracyAware(enabled=True, maximal_drop=task.maximal_drop)
+    settings = schema.AccuracyAware(enabled=True, maximal_drop=task.maximal_drop, acceptance="point")  # as NNCF has it
     with tempfile.TemporaryDirectory() as folder, Journal(problem.key, "search", Path(folder)) as journal:
-        search = Reversion(_session(problem, journal), budget, settings, tuple(range(len(task.search))))
+        search = Reversion(session_of(problem, journal), budget, settings, tuple(range(len(task.search))))
         best = search.run(base, None)
     model = build_candidate(problem, best.candidate)[0]
     seconds = time.process_time() - started
@@ -187,7 +182,29 @@ def _ours(task: Task) -> TailOutputs:
     return TailOutputs(model, seconds, _operations(best.candidate), _operations(base))
 
 
-def _problem(task: Task, statistics: Any) -> Problem:
+def any_device() -> Target:
+    """The target that the project's default is."""
+    return read_target(schema.TargetDevice(**yaml.safe_load((ROOT / "conf/target_device/any.yaml").read_text())))
+
+
+def statistics_of(task: Task) -> Statistics:
+    """Of the calibration samples."""
+
+    def infer(instrumented: ov.Model) -> Iterable[list[np.ndarray]]:
+        return engine.infer(engine.compile(instrumented, ENGINE, "f32"), task.calibration)
+
+    points = statistics_points(read_graph(task.model), any_device())
+    return collect(task.model, points, [1e-4], [], infer, len(task.calibration))
+
+
+def candidate_of(task: Task, statistics: Statistics, preset: str) -> Candidate:
+    """The model of a preset."""
+    plan = make_plan(read_graph(task.model), any_device(), schema.Quantization(preset=preset), statistics)
+    return Candidate(plan, schema.BiasCorrection())
+
+
+def problem_of(task: Task, statistics: Statistics) -> Problem:
+    """What a search on the samples to search with poses."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.xml"
         ov.save_model(task.model, path, compress_to_fp16=False)
@@ -197,7 +214,8 @@ def _problem(task: Task, statistics: Any) -> Problem:
     return Problem(key, xml, weights, statistics, task.search, {"metric": task.metric}, ENGINE, False, fp32)
 
 
-def _session(problem: Problem, journal: Journal) -> Session:
+def session_of(problem: Problem, journal: Journal) -> Session:
+    """A session that evaluates in this thread."""
     from concurrent.futures import Future
 
     from stages.search.evaluator import evaluate

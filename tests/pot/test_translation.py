@@ -139,7 +139,7 @@ def test_accuracy_aware() -> None:
     params = {**AWARE, **unlabelled, "preset": "performance", "stat_subset_size": 300, "use_fast_bias": True}
     translation = translated({"name": "AccuracyAwareQuantization", "params": params})
     values = nested(translation.values)
-    assert values["accuracy_aware"] == {"enabled": True, "on_failure": "keep", **AWARE}
+    assert values["accuracy_aware"] == {"enabled": True, "on_failure": "keep", "acceptance": "point", **AWARE}
     assert values["quantization"]["preset"] == "performance" and values["bias_correction"] == {"use_fast_bias": True}
     assert left(translation).keys() == {"params.annotation_free", "params.annotation_conf_threshold", "params.metrics"}
 
@@ -156,7 +156,7 @@ def test_tunable_with_tpe() -> None:
     tune = nested(translation.values)["tune"]
     assert tune.pop("space") == scope
     assert tune.pop("benchmark") == {"hint": "throughput", "requests": 1, "streams": 2, "threads": 3, "batch": 1}
-    assert tune == {"enabled": True, **TPE}
+    assert tune == {"enabled": True, "acceptance": "point", **TPE}
     assert left(translation).keys() == {"params.multinode", "params.metrics"}
     assert translation.values["quantization.use_channel_alignment"] is True
 

@@ -306,3 +306,36 @@ def test_an_accuracy_budget_that_is_not_met_or_not_confirmed_is_said_plainly(wor
     built.write_accuracy_aware(workspace)
     edit(workspace / "build/accuracy_aware/result.json", confirmed=False)
     assert "  NOT CONFIRMED: on the held-out samples the drop is larger than allowed" in summary(built.config())
+
+
+SURE = {"holds": True, "confidence": 0.95, "models": 17, "bounds": {"exact_match": 0.0095}, "samples": None}
+UNSURE = SURE | {"holds": False, "bounds": {"exact_match": 0.021}, "samples": 5200}
+UNCERTAINTY = (
+    "others may lose more, exact_match by up to 2.10 points (95 % confidence, chosen among 17 models);"
+    " about 5200 samples to search with would make sure of it"
+)
+
+
+def test_how_sure_an_accuracy_budget_is_is_said(workspace: Path) -> None:
+    built.write_accuracy_aware(workspace)
+    path = workspace / "build/accuracy_aware/result.json"
+    edit(path, acceptance=SURE | {"fewer": {"layers": 3, "samples": 3400}})
+    lines = summary(built.config()).splitlines()
+    assert "accuracy budget: holds with 95 % confidence, judged in bf16" in lines
+    assert (
+        "  3 operations of those in floating point for that confidence alone: about 3400 samples to search with would spare them" in lines
+    )
+    edit(path, acceptance=UNSURE)
+    lines = summary(built.config()).splitlines()
+    assert "accuracy budget: holds on these samples, not for sure on others, judged in bf16" in lines
+    assert f"  {UNCERTAINTY}" in lines
+
+
+def test_how_sure_a_tuned_model_is_of_its_budget_is_said(workspace: Path) -> None:
+    built.write_tune(workspace)
+    for acceptance, expected in (
+        (SURE, "  within the budget with 95 % confidence"),
+        (UNSURE, f"  within the budget on these samples, not for sure on others; {UNCERTAINTY}"),
+    ):
+        edit(workspace / "build/tune/result.json", best=read(workspace)["best"] | {"acceptance": acceptance})
+        assert expected in summary(built.config()).splitlines()

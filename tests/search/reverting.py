@@ -23,7 +23,8 @@ from stages.search.evaluator import Task, evaluate
 from stages.search.journal import Journal
 from stages.search.problem import Problem
 from stages.search.reversion.budget import Budget, make_goal
-from stages.search.reversion.search import Reversion, State
+from stages.search.reversion.search import Reversion
+from stages.search.reversion.trace import State
 from stages.search.session import Session
 from tests.quantization.small import constant, convolution, named, parameter, random
 from tests.search.problems import CLASSES, Drawn, make_problem, small_candidate
@@ -129,5 +130,7 @@ def searched(
     """Search from a base, the performance preset by default. settings: keys of accuracy_aware."""
     with session_of(problem, journal, evaluated) as session:
         chosen = positions or tuple(range(len(problem.samples)))
-        search = Reversion(session, budget, schema.AccuracyAware(enabled=True, **settings), chosen, advance=advance)
+        search = Reversion(
+            session, budget, schema.AccuracyAware(enabled=True, **{"acceptance": "point"} | settings), chosen, advance=advance
+        )
         return Searched(search, search.run(base or small_candidate(problem), None, mixed), session)

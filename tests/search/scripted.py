@@ -73,8 +73,8 @@ def run_script(
     """Search with scripted outcomes for at most a share `allowed` of wrong answers. effects: of layers, as `evaluate` measures them."""
     session = Scripted(wrong, seconds=seconds)
     budget = budget_of(session.problem, accuracy=allowed)
-    known = dict(effects or {})
-    search = Reversion(cast(Session, session), budget, schema.AccuracyAware(enabled=True, **settings), tuple(range(COUNT)), effects=known)
+    aware = schema.AccuracyAware(enabled=True, **{"acceptance": "point"} | settings)
+    search = Reversion(cast(Session, session), budget, aware, tuple(range(COUNT)), effects=dict(effects or {}))
     return Searched(search, search.run(small_candidate(session.problem), None, mixed), cast(Session, session)), session
 
 

@@ -23,6 +23,12 @@ class AccuracyAware:
     enabled: bool = param(False, "search for the model that keeps the budget")
     maximal_drop: float = param(0.01, "how much worse than FP32 every metric may be", low=0.0)
     drop_type: str = param("absolute", "in the metric's own unit, or as a share of the baseline", choices=("absolute", "relative"))
+    acceptance: str = param(
+        "confident",
+        "confident: the budget is to hold on new samples, too, with evaluate.confidence, where samples suffice, else on these;"
+        " point: on these, as in POT",
+        choices=("point", "confident"),
+    )
     metrics: list[BudgetMetric] = param(list, "the metrics that must keep the budget; empty: all of `metric`")
     max_iter_num: int | None = param(None, "reversions to try until the budget holds; null: as many as it takes", low=1)
     max_minutes: float | None = param(None, "evaluation time after which the best model so far is the result; null: no limit", above=0.0)

@@ -61,6 +61,14 @@ class Tune:
 
     enabled: bool = param(False, "run the search")
     space: TuneSpace = param(TuneSpace, "what may be chosen")
+    strategy: str = param(
+        "tpe",
+        "tpe: given trials, then plans, then TPE; plan: no more than given trials and plans, in minutes instead of hours",
+        choices=("tpe", "plan"),
+    )
+    plans: int = param(
+        4, "plans to evaluate, made of each layer's noise and time; 0: none, and with strategy plan only given trials", low=0
+    )
     objective: str = param(
         "pot_loss",
         "pot_loss: POT's formula of accuracy, latency and quantized share; constrained: the fastest within the budget",
@@ -68,6 +76,12 @@ class Tune:
     )
     accuracy_loss: float = param(1.0, "the budget: relative loss of the metrics in percent", low=0.0)
     metrics: list[TuneMetric] = param(list, "the metrics that must keep the budget; empty: evaluate.primary_metric")
+    acceptance: str = param(
+        "confident",
+        "confident: the budget is to hold on new samples, too, with evaluate.confidence, where samples suffice, else on these;"
+        " point: on these, as in POT",
+        choices=("point", "confident"),
+    )
     latency_reduce: float = param(1.0, "how many times faster than FP32 in its default precision the model shall be", above=0.0)
     accuracy_weight: float = param(1.0, "weight of the accuracy in pot_loss, counted only beyond the budget", low=0.0)
     latency_weight: float = param(1.0, "weight of the latency in pot_loss", low=0.0)

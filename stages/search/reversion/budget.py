@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from stages.common.errors import UserError
 from stages.measurement.confidence import RESAMPLES, Drop, paired_drop
 from stages.runtime.metrics import Metric
+from stages.search.acceptance import Criterion
 from stages.search.evaluator import Rows
 from stages.search.problem import Problem
 
@@ -94,6 +95,12 @@ class Budget:
             if high is None or goal.excess(goal.baseline - goal.sign * high) > 0:
                 return False
         return True
+
+    def criteria(self, fp32: Rows) -> dict[str, Criterion]:
+        """The goals as what a model chosen among many is accepted by. fp32: of the samples that it is chosen on."""
+        return {
+            goal.metric: Criterion(goal.scorer, None if goal.given else fp32[goal.metric], goal.baseline, goal.limit) for goal in self.goals
+        }
 
     def bars(self, excess: float) -> tuple[tuple[str, float], ...]:
         """By metric, the value that a model must reach for its excess not to be more than this."""

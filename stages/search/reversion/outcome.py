@@ -9,10 +9,13 @@ from stages.common.units import amount, difference
 from stages.configuration.schema import Config
 from stages.measurement import evaluation_report
 from stages.quantization.model.graph import read_graph
+from stages.search.acceptance import certainty_json
+from stages.search.candidates import candidate_key
 from stages.search.evaluator import Rows
 from stages.search.problem import Problem
 from stages.search.reversion.budget import Budget, Goal, Parts, drop_interval
-from stages.search.reversion.search import Reversion, State, Step
+from stages.search.reversion.search import Reversion
+from stages.search.reversion.trace import State, Step
 
 
 def result_json(
@@ -36,6 +39,7 @@ def result_json(
         "holds": best.holds,
         # A budget that the held-out samples contradict at the configured confidence was kept by choosing, not by the model.
         "confirmed": all(entry["drop_low"] is None or entry["drop_low"] <= entry["limit"] for entry in held_out) if held_out else None,
+        "acceptance": acceptance_json(search, best),
         "shortfall": "" if best.holds else "; ".join([*short, search.stopped or "nothing better was found"]),
         "stopped": search.stopped,
         "metrics": metrics,
@@ -54,6 +58,20 @@ def result_json(
             for layer in block.layers
         ],
     }
+
+
+def acceptance_json(search: Reversion, best: State) -> dict[str, Any] | None:
+    """What result.json says of the budget on samples that nobody has seen; None where nobody asked (accuracy_aware.acceptance).
+
+    `fewer` is what the model that gives least back of those that keep the budget on the search samples would spare.
+    """
+    if search.family is None:
+        return None
+    found = certainty_json(search.family, candidate_key(best.candidate), sure=bool(search.sure))
+    if search.best is not None and search.best.holds and search.best.cost < best.cost:
+        needed = search.family.samples_needed(candidate_key(search.best.candidate))
+        found["fewer"] = {"layers": len(best.layers) - len(search.best.layers), "samples": needed}
+    return found
 
 
 def precision_json(result: Mapping[str, Any], evaluation: Mapping[str, Any], precision: str) -> dict[str, Any]:

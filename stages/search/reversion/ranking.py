@@ -13,16 +13,15 @@ from stages.quantization.effect.blocks import Block
 from stages.quantization.effect.measure import FEWEST_SAMPLES as EFFECT_SAMPLES
 from stages.quantization.effect.measure import measure
 from stages.quantization.effect.switched import Pair
-from stages.quantization.noise import ActivationNoise, aligned_model, weight_noise
+from stages.quantization.noise import aligned_model
 from stages.quantization.placement.plan import Plan
 from stages.quantization.solution.solve import Solved
-from stages.runtime import engine
 from stages.search.candidates import Candidate
 from stages.search.evaluator import Outcome, Rows, Task, build_candidate
+from stages.search.local_noise import quantizer_noise
 from stages.search.problem import Problem
 from stages.search.reversion.budget import BeyondReach, Budget, Goal
 
-NOISE_SAMPLES = 16
 FEWEST_SAMPLES = 32  # fewer say too little, even where only a handful lost anything
 BATCH = 8  # blocks that are scored at once: a fixed number, so that a ranking does not depend on how many workers there are
 KEPT_SHARE = 4  # one block in so many gets its score in full; the others only until they cannot be among them any more
@@ -55,20 +54,9 @@ def subset_size(budget: Budget, fp32: Rows, rows: Rows, at_most: int) -> int:
 def block_noise(problem: Problem, plan: Plan, solved: Solved, blocks: Iterable[Block], positions: Sequence[int]) -> dict[Block, float]:
     """What a block's quantizers add, as noise power over signal power, summed: a proxy for what its reversion brings.
 
-    Of activations all channels count alike (`ActivationNoise.shares`): where few of them are so large that the others drown, the
-    tensor's power says nothing of it.
-
     positions: validation samples on which activations are looked at. One run of the floating-point model serves all blocks.
     """
-    model = problem.model()
-    if plan.rewrites:
-        model = aligned_model(model, problem.statistics, plan)
-    ratios = weight_noise(model, plan, solved.ranges, solved.own_weights)
-    shares = {name: 0.0 if decibels is None else 10.0 ** (-decibels / 10.0) for name, decibels in ratios.items()}
-    activations = ActivationNoise(model, plan, solved.ranges)
-    if activations.names:
-        compiled = engine.compile(activations.model, problem.engine, "f32")
-        shares |= activations.shares(engine.infer(compiled, problem.chosen(positions[:NOISE_SAMPLES])))
+    shares = quantizer_noise(problem, plan, solved, positions)
     return {block: sum(shares.get(name, 0.0) for name in block.quantizers) for block in blocks}
 
 

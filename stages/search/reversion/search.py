@@ -10,8 +10,10 @@ Every decision follows from outcomes alone: the same outcomes lead to the same m
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 import numpy as np
 
@@ -19,75 +21,19 @@ from stages.configuration import schema
 from stages.quantization.effect.blocks import ACTIVATIONS_ONLY, Block, blocks_of
 from stages.quantization.model.graph import read_graph
 from stages.quantization.refinement.accurate_bias import reason_against
+from stages.search.acceptance import CONFIDENT, Family, replaced_rows
 from stages.search.candidates import Candidate, candidate_key
-from stages.search.evaluator import Outcome, Rows, Task, build_candidate
+from stages.search.evaluator import Outcome, Rows, Task, all_positions, build_candidate
+from stages.search.reversion import trace
 from stages.search.reversion.budget import BeyondReach, Budget
 from stages.search.reversion.estimator_variants import estimator_variants, other_bias_correction
 from stages.search.reversion.ranking import by_effect, hardest, ranked, score_blocks, subset_size
 from stages.search.reversion.reverting import reverted
+from stages.search.reversion.trace import State, Step, layers_of
 from stages.search.session import Session
 
 RANKING_SUBSET = 300  # POT's default
-
-BASE, MIXED, HYPERPARAMETERS, REVERT, REQUANTIZE = "base", "mixed preset", "hyperparameters", "revert", "re-quantize"
-KEEPS, BETTER, NO_WORSE, EXCEEDS = "keeps the budget", "better", "no worse", "exceeds the budget"
-WORSE_KEPT = "worse: kept, as use_prev_if_drop_increase is false"
-WORSE, USELESS, NEEDED = "worse: undone", "no better than before: not taken", "breaks the budget: undone"
-
-
-@dataclass(frozen=True)
-class State:
-    """A model that was evaluated on all search samples."""
-
-    candidate: Candidate
-    rows: Rows  # by sample, in the order of `Reversion.positions`
-    excess: float
-    blocks: tuple[Block, ...] = ()  # that are reverted, in the order in which they were
-
-    @property
-    def holds(self) -> bool:
-        """Whether it keeps the budget."""
-        return self.excess <= 0
-
-    @property
-    def cost(self) -> float:
-        """Multiplications that returned to floating point."""
-        return sum(block.cost for block in self.blocks)
-
-    @property
-    def layers(self) -> tuple[str, ...]:
-        """Operations that returned to floating point."""
-        return tuple(layer for block in self.blocks for layer in block.layers)
-
-    def everywhere(self, positions: Sequence[int], others: Sequence[int], rows: Rows | None) -> Rows:
-        """Its rows on all validation samples: its own at `positions`, and `rows` at `others`."""
-        if rows is None:
-            return self.rows
-        places = np.argsort([*positions, *others])
-        return {name: np.concatenate([values, rows[name]])[places] for name, values in self.rows.items()}
-
-
-@dataclass(frozen=True)
-class Step:
-    """One line of the trace: a model that was tried.
-
-    Attributes:
-        iteration: Counts the lines.
-        phase: What was tried: base, mixed preset, hyperparameters, revert, re-quantize.
-        layers: The operations that the step reverted, or quantized again.
-        reverted: How many operations are reverted in this model.
-        drops: By metric, on the search samples; none where the evaluation was given up early.
-        accepted: Whether the search goes on from here.
-        why: The reason for that.
-    """
-
-    iteration: int
-    phase: str
-    layers: tuple[str, ...]
-    reverted: int
-    drops: dict[str, float] | None
-    accepted: bool
-    why: str
+MOST_BACK = 0.5  # share of the multiplications that may return to floating point to be sure of the budget
 
 
 class _OutOfTime(Exception):  # noqa: N818  # no error: the end of a search
@@ -105,10 +51,12 @@ class Reversion:
         positions: The search samples, in ascending order.
         notice: Is told each step.
         advance: Is called with the number of evaluations that are done.
-        confidence: Of the intervals that end a ranking early.
+        confidence: Of the intervals that end a ranking early, and with which a model is accepted.
         seed: Of their draws.
         effects: What `evaluate` has measured of the blocks of the model that the search starts from: by layer the error of the outputs.
-        best: The best model so far.
+        family: All models that were looked at, where the budget must hold beyond the search samples (accuracy_aware.acceptance).
+        sure: Whether it does; None: nobody asked.
+        best: The best model so far on the search samples.
         trace: All steps.
         stopped: Why the search ended before it was done; empty where it was.
     """
@@ -122,12 +70,20 @@ class Reversion:
     confidence: float = 0.95
     seed: int = 0
     effects: Mapping[str, float | None] = field(default_factory=dict)
+    family: Family | None = None
+    sure: bool | None = None
     best: State | None = None
     trace: list[Step] = field(default_factory=list)
     stopped: str = ""
     _began: Candidate | None = None
     _known: dict[str, State | None] = field(default_factory=dict)  # by candidate; None: given up early
+    _states: list[State] = field(default_factory=list)
+    _whole: float = math.inf  # multiplications of all blocks
     _gains: dict[Block, float] = field(default_factory=dict)  # what a reversion brought on the hardest samples, in units of its metric
+
+    def __post_init__(self) -> None:
+        if self.settings.acceptance == CONFIDENT:
+            self.family, self.sure = Family(self.budget.criteria(self._fp32()), self.confidence, self.seed), True
 
     def run(self, base: Candidate, rows: Rows | None, mixed: Candidate | None = None) -> State:
         """The best model that was found.
@@ -141,20 +97,58 @@ class Reversion:
         if rows is not None:
             own = {name: values[list(self.positions)] for name, values in rows.items()}
             self._known[candidate_key(base)] = State(base, own, self.budget.excess(own))
+            if self.family is not None:
+                self.family.add(candidate_key(base), own)
         state = self._evaluated(base)
         assert state is not None  # nothing gave it up
-        self._record_step(BASE, (), state, state, KEEPS if state.holds else EXCEEDS)
+        self._record_step(trace.BASE, (), state, state, self._kept(state) or trace.EXCEEDS)
         try:
-            if not state.holds and mixed is not None:
-                state = self._replaced(MIXED, state, self._frozen(mixed))
-            if not state.holds and self.settings.tune_hyperparams:
+            if not self._holds(state) and mixed is not None:
+                state = self._replaced(trace.MIXED, state, self._frozen(mixed))
+            if not self._holds(state) and self.settings.tune_hyperparams:
                 state = self._tuned(state)
-            if not state.holds:
+            if not self._holds(state):
                 self._revert(state)
         except _OutOfTime:
             self.stopped = f"accuracy_aware.max_minutes, which is {self.settings.max_minutes:g}, is used up"
+        return self._chosen()
+
+    def _chosen(self) -> State:
+        """The model that gives least back of those that surely keep the budget; where none does, the best one on these samples."""
         assert self.best is not None
+        if self.family is not None:
+            certain = [state for state in self._states if self._is_worth_it(state) and self._sure_excess(state) <= 0]
+            self.sure = bool(certain)
+            if certain:
+                return min(certain, key=lambda state: state.cost)
         return self.best
+
+    def _excess(self, state: State) -> float:
+        """How far a model is beyond the budget: for sure as long as that is looked for, else on the search samples."""
+        return self._sure_excess(state) if self.sure else state.excess
+
+    def _sure_excess(self, state: State) -> float:
+        """How far beyond the budget it may be on samples that nobody has seen."""
+        assert self.family is not None
+        return self.family.excess(candidate_key(state.candidate))
+
+    def _is_worth_it(self, state: State) -> bool:
+        """Whether enough is quantized to prefer a sure model to one that keeps the budget on the search samples, where there is one."""
+        return self.best is None or not self.best.holds or state.cost <= max(MOST_BACK * self._whole, self.best.cost)
+
+    def _holds(self, state: State) -> bool:
+        return self._excess(state) <= 0
+
+    def _why_accepted(self, new: State, state: State) -> str:
+        if kept := self._kept(new):
+            return kept
+        if (here := self._excess(new)) < (before := self._excess(state)):
+            return trace.BETTER
+        return trace.NO_WORSE if here == before else trace.WORSE_KEPT
+
+    def _kept(self, state: State) -> str:
+        """In which sense a model keeps the budget; empty where it does not."""
+        return trace.KEEPS if self._holds(state) else trace.UNSURE if state.holds else ""
 
     # ------------------------------------------------------------------------------------------- before any reversion
 
@@ -162,8 +156,8 @@ class Reversion:
         """The model of `candidate` if it is better than `state`, else that."""
         new = self._evaluated(candidate)
         assert new is not None  # nothing gave it up
-        chosen = new if new.excess < state.excess else state
-        self._record_step(phase, (), new, chosen, (KEEPS if new.holds else BETTER) if chosen is new else USELESS)
+        chosen = new if self._excess(new) < self._excess(state) else state
+        self._record_step(phase, (), new, chosen, (self._kept(new) or trace.BETTER) if chosen is new else trace.USELESS)
         return chosen
 
     def _tuned(self, state: State) -> State:
@@ -182,17 +176,17 @@ class Reversion:
         best, least = state.candidate, lost(self._own(state, positions))
         for variants in (estimator_variants, lambda found: [self._other_bias_correction(found)]):
             tried = [variant for variant in variants(best) if variant is not None]
-            for variant, outcome in zip(tried, self._outcomes([Task(variant, positions) for variant in tried]), strict=True):
+            for variant, outcome in zip(tried, self._outcomes([Task(variant, positions) for variant in tried], state), strict=True):
                 if lost(outcome.rows) < least:
                     best, least = variant, lost(outcome.rows)
-        return state if best is state.candidate else self._replaced(HYPERPARAMETERS, state, self._frozen(best))
+        return state if best is state.candidate else self._replaced(trace.HYPERPARAMETERS, state, self._frozen(best))
 
     def _other_bias_correction(self, found: Candidate) -> Candidate | None:
         other, problem = other_bias_correction(found), self.session.problem
         if other is None or other.bias_correction.use_fast_bias or problem.calibration is None:
             return other
         if reason := reason_against(problem.model(), problem.calibration):
-            step = Step(len(self.trace), HYPERPARAMETERS, (), 0, None, False, f"no {other.label}: {reason}")
+            step = Step(len(self.trace), trace.HYPERPARAMETERS, (), 0, None, False, f"no {other.label}: {reason}")
             self.trace.append(step)
             self.notice(step)
             return None
@@ -203,10 +197,31 @@ class Reversion:
     def _revert(self, state: State) -> None:
         problem, base = self.session.problem, state.candidate
         blocks = blocks_of(read_graph(problem.model()), base.plan, self.settings.restore)
+        self._whole = sum(block.cost for block in blocks)
         measured = self.effects if self._began is base and self.settings.restore != ACTIVATIONS_ONLY else {}
-        state = self._forth(state, by_effect(problem, base, blocks, self._hardest(state), measured))
-        if state.holds:
+        ordered = by_effect(problem, base, blocks, self._hardest(state), measured)
+        if self.sure:
+            # One evaluation says whether looking for a sure model is worth many.
+            half = self._most_harmful(ordered)
+            ceiling = self._evaluated(reverted(base, half), half)
+            assert ceiling is not None  # nothing gave it up
+            self.sure = self._holds(ceiling)
+            self._record_step(trace.CEILING, layers_of(half), ceiling, state, trace.KEEPS if self.sure else trace.TOO_FEW)
+        sure_before = self.sure
+        state = self._forth(state, ordered)
+        if sure_before and not self._holds(state):
+            state = self._chosen()  # on the way there may have been one
+        if self._holds(state):
             self._back(state, base)
+
+    def _most_harmful(self, ordered: Sequence[Block]) -> tuple[Block, ...]:
+        """The most harmful blocks, as many as may be given back to be sure of the budget."""
+        chosen, left = list[Block](), MOST_BACK * self._whole
+        for block in ordered:
+            if block.cost <= left:
+                chosen.append(block)
+                left -= block.cost
+        return tuple(chosen)
 
     def _forth(self, state: State, blocks: Sequence[Block]) -> State:
         """Revert blocks, the most worthwhile first, until the budget holds or nothing is left to try."""
@@ -215,7 +230,9 @@ class Reversion:
         all_ranked = True  # or only until one promised to be enough
         everything = False  # whether what is left was tried as a whole
         iterations = 0
-        while not state.holds:
+        while not self._holds(state):
+            if self.sure and not self._is_worth_it(state):
+                break
             left = [block for block in blocks if block not in state.blocks]
             if not left or (everything and not queue):
                 self.stopped = "there is nothing left to revert" if not left else "no further reversion helps"
@@ -233,21 +250,20 @@ class Reversion:
             iterations += 1
             tried = (*state.blocks, *step)
             careful = self.settings.use_prev_if_drop_increase
-            new = self._evaluated(reverted(base, tried), tried, self._stop(state, state.excess) if careful else None, state)
+            new = self._evaluated(reverted(base, tried), tried, self._stop(state, self._excess(state)) if careful else None, state)
             if new is not None and (not careful or self._no_worse(new, state)):
-                self._record_step(REVERT, _layers(step), new, new, _why_accepted(new, state))
+                self._record_step(trace.REVERT, layers_of(step), new, new, self._why_accepted(new, state))
                 state, size = new, 2 * size
                 continue
-            self._record_step(REVERT, _layers(step), new, state, WORSE, reverted_layers=len(_layers(tried)))
+            self._record_step(trace.REVERT, layers_of(step), new, state, trace.WORSE, reverted_layers=len(layers_of(tried)))
             if len(step) > 1 and not everything:
                 queue, size = [*step, *queue], 1  # each by itself
         return state
 
     def _no_worse(self, new: State, state: State) -> bool:
         """Of equal excesses the one further from FP32 is worse."""
-        if new.excess == state.excess:
-            return self._disagreement(new) <= self._disagreement(state)
-        return new.excess < state.excess
+        here, before = self._excess(new), self._excess(state)
+        return here < before or (here == before and self._disagreement(new) <= self._disagreement(state))
 
     def _ranked(self, base: Candidate, state: State, blocks: Sequence[Block], *, thorough: bool) -> list[Block]:
         """Blocks by what their reversion from `state` brings on the samples that it loses most on.
@@ -258,19 +274,17 @@ class Reversion:
         to miss it on others, and a better one, often cheaper, may be among the rest.
         """
         problem, goal = self.session.problem, self.budget.worst(state.rows)
-        own_fp32 = {name: rows[list(self.positions)] for name, rows in problem.fp32.items()}
+        own_fp32 = self._fp32()
         positions = self._hardest(state)[: subset_size(self.budget, own_fp32, state.rows, self._most_ranked())]
 
         def with_block(block: Block) -> Candidate:
             return reverted(base, (*state.blocks, block))
 
         def enough(outcome: Outcome) -> bool:
-            expected = {name: rows.copy() for name, rows in state.rows.items()}
-            for name, rows in expected.items():
-                rows[np.searchsorted(self.positions, positions)] = outcome.rows[name]
+            expected = replaced_rows(state.rows, np.searchsorted(self.positions, positions), outcome.rows)
             return not thorough and self.budget.excess(expected) <= 0 and self.budget.sure(own_fp32, expected, self.confidence, self.seed)
 
-        scores = score_blocks(self._outcomes, problem, self.budget, goal, positions, blocks, with_block, enough)
+        scores = score_blocks(partial(self._outcomes, state=state), problem, self.budget, goal, positions, blocks, with_block, enough)
         before = goal.sign * goal.scorer.value(self._own(state, positions)[goal.metric])
         self._gains |= {block: (score.value - before) / goal.unit for block, score in scores.items()}
         return ranked(scores, blocks)
@@ -285,11 +299,11 @@ class Reversion:
                 queue, size = [*(step if len(step) > 1 else ()), *queue], 1
                 continue
             new = self._evaluated(reverted(base, kept), kept, self._stop(state, 0.0), state)
-            if new is not None and new.holds:
-                self._record_step(REQUANTIZE, _layers(step), new, new, KEEPS)
+            if new is not None and self._holds(new):
+                self._record_step(trace.REQUANTIZE, layers_of(step), new, new, trace.KEEPS)
                 state, size = new, 2 * size
                 continue
-            self._record_step(REQUANTIZE, _layers(step), new, state, NEEDED, reverted_layers=len(_layers(kept)))
+            self._record_step(trace.REQUANTIZE, layers_of(step), new, state, trace.NEEDED, reverted_layers=len(layers_of(kept)))
             if len(step) > 1:
                 queue = [*step, *queue]
             size = 1
@@ -303,7 +317,7 @@ class Reversion:
         key = candidate_key(candidate)
         if key not in self._known:
             order = self.positions if state is None else self._hardest(state)
-            outcome = self._outcomes([Task(candidate, order, stop)])[0]
+            outcome = self._outcomes([Task(candidate, order, stop)], state)[0]
             self._known[key] = None
             if outcome.complete:
                 places = np.argsort(order)
@@ -322,19 +336,27 @@ class Reversion:
         return state.excess, self._disagreement(state), state.cost
 
     def _disagreement(self, state: State) -> float:
-        fp32 = {name: rows[list(self.positions)] for name, rows in self.session.problem.fp32.items()}
-        return self.budget.disagreement(fp32, state.rows)
+        return self.budget.disagreement(self._fp32(), state.rows)
 
     def _failed(self, candidate: Candidate) -> bool:
         """Whether the candidate is known not to keep the budget."""
         known = self._known.get(key := candidate_key(candidate))
-        return key in self._known and (known is None or not known.holds)
+        return key in self._known and (known is None or not self._holds(known))
 
-    def _outcomes(self, tasks: Sequence[Task]) -> list[Outcome]:
+    def _outcomes(self, tasks: Sequence[Task], state: State | None) -> list[Outcome]:
+        """Evaluate models that were made from `state`; None: from floating point."""
         limit = self.settings.max_minutes
         if limit is not None and self.session.spent_seconds >= 60 * limit:
             raise _OutOfTime
-        return self.session.evaluate(tasks, lambda outcome: self.advance(1))
+        outcomes = self.session.evaluate(tasks, lambda outcome: self.advance(1))
+        if self.family is not None:
+            before = self._fp32() if state is None else state.rows
+            for task, outcome in zip(tasks, outcomes, strict=True):
+                done = len(next(iter(outcome.rows.values())))
+                if done == len(self.positions) or outcome.candidate not in self.family:
+                    places = np.searchsorted(self.positions, all_positions(self.session.problem, task)[:done])
+                    self.family.add(outcome.candidate, replaced_rows(before, places, outcome.rows))
+        return outcomes
 
     def _stop(self, state: State, excess: float) -> BeyondReach:
         """Gives up models whose excess will be more than this.
@@ -351,8 +373,11 @@ class Reversion:
 
     def _hardest(self, state: State) -> tuple[int, ...]:
         """The search samples, those first that `state` loses most on."""
-        fp32 = {name: rows[list(self.positions)] for name, rows in self.session.problem.fp32.items()}
-        return tuple(self.positions[index] for index in hardest(self.budget, fp32, state.rows))
+        return tuple(self.positions[index] for index in hardest(self.budget, self._fp32(), state.rows))
+
+    def _fp32(self) -> Rows:
+        """The floating-point model's rows of the search samples."""
+        return {name: rows[list(self.positions)] for name, rows in self.session.problem.fp32.items()}
 
     def _own(self, state: State, positions: Sequence[int]) -> Rows:
         """The rows of some of the search samples."""
@@ -373,8 +398,10 @@ class Reversion:
         self, phase: str, layers: Sequence[str], new: State | None, chosen: State, why: str, reverted_layers: int | None = None
     ) -> None:
         """Remember the best model and write the trace. new: what was tried, None: given up early; chosen: where it goes on."""
-        if new is not None and (self.best is None or self._order(new) < self._order(self.best)):
-            self.best = new
+        if new is not None:
+            self._states.append(new)
+            if self.best is None or self._order(new) < self._order(self.best):
+                self.best = new
         count = reverted_layers if reverted_layers is not None else len(new.layers) if new else 0
         drops = None if new is None else self.budget.drops(new.rows)
         if new is None:
@@ -382,15 +409,3 @@ class Reversion:
         step = Step(len(self.trace), phase, tuple(layers), count, drops, chosen is new, why)
         self.trace.append(step)
         self.notice(step)
-
-
-def _layers(blocks: Iterable[Block]) -> tuple[str, ...]:
-    return tuple(layer for block in blocks for layer in block.layers)
-
-
-def _why_accepted(new: State, state: State) -> str:
-    if new.holds:
-        return KEEPS
-    if new.excess < state.excess:
-        return BETTER
-    return NO_WORSE if new.excess == state.excess else WORSE_KEPT

@@ -10,7 +10,7 @@ import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import astuple
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from stages.common import artifacts
 from stages.measurement.latency import Spread
@@ -20,6 +20,8 @@ from stages.search.journal import FOLDER
 from stages.search.tuning.objective import Score
 from stages.search.tuning.search import Rounds, Trial
 from stages.search.tuning.space import Space
+
+Measured = TypeVar("Measured")
 
 MakeCandidate = Callable[[Plan, str], Candidate]
 
@@ -49,19 +51,23 @@ class History:
         except (OSError, ValueError, KeyError, TypeError):
             return []
 
-    def finals(self, trials: Sequence[Trial], measure: Callable[[], Rounds]) -> Rounds:
+    def finals(self, trials: Sequence[Trial], finalists: Sequence[int], measure: Callable[[], Rounds]) -> Rounds:
         """What was measured of the finalists of these very trials, or what `measure` finds now: once, so that results stay."""
-        path = self._trials.with_suffix(".finals")
-        key = digest([(candidate_key(trial.candidate), astuple(trial.score)) for trial in trials])
+        key = digest([list(finalists), [(candidate_key(trial.candidate), astuple(trial.score)) for trial in trials]])
+        return self.measured("finals", key, measure)
+
+    def measured(self, name: str, key: str, measure: Callable[[], Measured]) -> Measured:
+        """What was measured under a name and a key of what was measured, or what `measure` finds now: once, so that results stay."""
+        path = self._trials.with_suffix(f".{name}")
         try:
             known = json.loads(path.read_text(encoding="utf-8"))
-            if known["trials"] == key:
-                return known["rounds"]
+            if known["key"] == key:
+                return known["found"]
         except (OSError, ValueError, KeyError, TypeError):
             pass
-        rounds = measure()
-        artifacts.write_json(path, {"trials": key, "rounds": rounds})
-        return rounds
+        found = measure()
+        artifacts.write_json(path, {"key": key, "found": found})
+        return found
 
     def keep_result(self, folder: Path, more: Mapping[str, Any]) -> None:
         """Keep a copy of a finished search's files but the model, and `more` by file name."""

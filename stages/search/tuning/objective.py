@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from stages.common.errors import UserError
 from stages.runtime.metrics import Metric
+from stages.search.acceptance import Criterion
 
 BEYOND_BUDGET = 80.0
 TOO_SLOW = 40.0
@@ -109,11 +110,13 @@ class Budget:
         metrics: By name.
         fp32: By metric, the rows of the FP32 model in f32 [N, k] at the positions that are evaluated, in that order.
         baseline: By metric, the value of which a loss is a share.
+        given: The metrics whose baseline is a number of the user's.
     """
 
     metrics: dict[str, Metric]
     fp32: dict[str, NDArray[np.float64]]
     baseline: dict[str, float]
+    given: frozenset[str] = frozenset()
 
     def losses(self, rows: Mapping[str, NDArray[np.float64]]) -> dict[str, float]:
         """Relative loss of each metric, from the rows [n, k] of the first n positions.
@@ -121,6 +124,15 @@ class Budget:
         Paired with FP32: what is lost on these samples is what is expected to be lost on all of them.
         """
         return {name: self.metric_loss(name, rows[name], slice(0, len(rows[name]))) for name in self.metrics}
+
+    def criteria(self, allowed: float) -> dict[str, Criterion]:
+        """The budget as what a model chosen among many is accepted by. allowed: the relative loss."""
+        return {
+            name: Criterion(
+                metric, None if name in self.given else self.fp32[name], self.baseline[name], allowed * abs(self.baseline[name])
+            )
+            for name, metric in self.metrics.items()
+        }
 
     def metric_loss(self, name: str, rows: NDArray[np.float64], seen: slice | NDArray[np.intp]) -> float:
         """The relative loss of one metric, from the rows of the positions `seen`."""
@@ -146,4 +158,5 @@ def make_budget(metrics: Mapping[str, Metric], fp32: Mapping[str, NDArray[np.flo
                 f"metric {name} is 0 for the FP32 model, and there is no relative loss of that:"
                 f" give tune.metrics: [{{name: {name}, baseline_value: ...}}] a value, or choose another metric"
             )
-    return Budget({name: metrics[name] for name in given}, {name: fp32[name] for name in given}, baseline)
+    fixed = frozenset(name for name, value in given.items() if value is not None)
+    return Budget({name: metrics[name] for name in given}, {name: fp32[name] for name in given}, baseline, fixed)

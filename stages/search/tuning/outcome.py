@@ -13,6 +13,8 @@ from stages.common import artifacts
 from stages.configuration.schema import Config
 from stages.measurement import evaluation_report
 from stages.measurement.latency import speed_up, spread
+from stages.search.acceptance import certainty_json
+from stages.search.candidates import candidate_key
 from stages.search.evaluator import Rows
 from stages.search.tuning.search import COMPARED, Search, Trial
 
@@ -49,6 +51,7 @@ def result_json(config: Config, search: Search, rows: Rows, loss: float) -> dict
             "label": best.label,
             "accuracy_loss": _rounded(loss),
             "accuracy_loss_in_search": _rounded(best.score.accuracy_loss),
+            "acceptance": _acceptance(search, best),
             "within_budget": loss <= target.accuracy_loss,
             "target_met": target.met(replace(best.score, accuracy_loss=loss)),
             "quantized_layers": _rounded(best.score.quantized),
@@ -60,6 +63,13 @@ def result_json(config: Config, search: Search, rows: Rows, loss: float) -> dict
             "metrics": judged,
         },
     }
+
+
+def _acceptance(search: Search, best: Trial) -> dict[str, Any] | None:
+    key = candidate_key(best.candidate)
+    if search.family is None or key not in search.family:
+        return None
+    return certainty_json(search.family, key, sure=search.trials.index(best) in search.sure)
 
 
 def report(result: Mapping[str, Any]) -> dict[str, Any]:

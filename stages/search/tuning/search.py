@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
@@ -17,6 +17,7 @@ from stages.configuration.schema import BiasCorrection
 from stages.measurement.latency import Spread
 from stages.quantization.placement.plan import Plan
 from stages.quantization.solution.biases import Correction
+from stages.search.acceptance import CONFIDENT, POINT, Family
 from stages.search.candidates import Candidate, candidate_key, corrections_of_quantized
 from stages.search.evaluator import Outcome, Rows, Task, Timing, build_candidate, time_models
 from stages.search.problem import Problem
@@ -27,6 +28,7 @@ from stages.search.tuning.objective import Budget, Score, Target, make_budget, p
 from stages.search.tuning.space import Proposal, Space
 
 POT_LOSS, CONSTRAINED = "pot_loss", "constrained"
+PLAN = "plan"
 LOOKS = 20  # at least, on the way through the samples
 LARGEST_CHUNK = 50
 FULL, ACCURACY_AWARE = "fully quantized", "accuracy_aware"
@@ -35,6 +37,13 @@ COMPARED = (FULL, ACCURACY_AWARE, *PRESETS.values())  # labels of trials that th
 FINALISTS = 5
 
 Rounds = dict[str, list[float]]
+
+
+class Planner(Protocol):
+    """Says which planned trials to try next, from what became of the ones before."""
+
+    def next(self, trials: Sequence[Trial], within: Callable[[Trial], bool], count: int) -> list[Start]:
+        """At most `count` trials; `within` says which of the trials keep the budget."""
 
 
 class Start(NamedTuple):
@@ -94,6 +103,9 @@ class Goal:
         max_seconds: That all trials may take together; infinite: no limit.
         stop_on_target: End with the first trial that meets the target.
         batch_size: Trials that are proposed and run together.
+        acceptance: `point`, or `confident`: the budget is to hold on samples that nobody has seen, too.
+        confidence: With which it is.
+        strategy: `tpe`, or `plan`: nothing but what is given and planned.
     """
 
     objective: str
@@ -107,6 +119,9 @@ class Goal:
     max_seconds: float = math.inf
     stop_on_target: bool = False
     batch_size: int = 1
+    acceptance: str = POINT
+    confidence: float = 0.95
+    strategy: str = tpe.TPE
 
     def budget(self, problem: Problem) -> Budget:
         """The metrics that must keep the budget."""
@@ -127,6 +142,8 @@ class Search:
         corrections: Found with inference for the base; they hold for layers that stay quantized.
         trials: What is known.
         ended: Why the search ended.
+        family: All trials that were evaluated in full, where the budget is to hold on samples that nobody has seen.
+        sure: Indices of the trials of which that is sure.
         final_rounds: What `finals` found.
         confirmed: Index of the trial that `confirm` chose.
     """
@@ -139,33 +156,42 @@ class Search:
     corrections: tuple[Correction, ...] = ()
     trials: list[Trial] = field(default_factory=list)
     ended: str = ""
+    family: Family | None = None
+    sure: frozenset[int] = frozenset()
     final_rounds: Rounds = field(default_factory=dict)
     confirmed: int | None = None
+    _rows: dict[str, Rows] = field(default_factory=dict)  # by candidate, of the trials of this run
 
     def resume_from(self, trials: Sequence[Trial]) -> None:
         """Take over the trials of an earlier search; their losses are those of this one's goal."""
         for trial in trials:
             self.trials.append(self.judged(trial))
 
-    def run(self, starts: Sequence[Start], done: Callable[[], None] = lambda: None) -> None:
+    def run(
+        self, starts: Sequence[Start], done: Callable[[], None] = lambda: None, plans: Planner | None = None, more: Sequence[Start] = ()
+    ) -> None:
         """Carry the search on to its end.
 
         Args:
             starts: Tried first, as far as they are no duplicates; the fully quantized model is the first of them.
             done: Called after every batch.
+            plans: Says what to try next of what was planned.
+            more: Tried after the plans.
         """
         known = {candidate_key(trial.candidate) for trial in self.trials}
-        waiting = [start for start in starts if candidate_key(start.candidate) not in known]
+        given, later = ([start for start in some if candidate_key(start.candidate) not in known] for some in (starts, more))
         while not self._is_over():
             count = min(self.goal.batch_size, self.goal.max_trials - len(self.trials))
             if not self.trials:
                 count = 1  # makes the scales of all others
-            batch: list[Start] = []
-            while waiting and len(batch) < count:
-                start = waiting.pop(0)
-                if candidate_key(start.candidate) not in known:
-                    batch.append(start)
-                    known.add(candidate_key(start.candidate))
+            batch = _unknown(given, count, known)
+            if not batch and plans is not None:
+                batch = _unknown(plans.next(self.trials, self._inside, count), count, known)
+            if not batch:
+                batch = _unknown(later, count, known)
+            if not batch and self.goal.strategy == PLAN:
+                self.ended = "what was planned is evaluated"
+                return
             if not batch:
                 batch = self._proposed(count, known)
                 known |= {candidate_key(start.candidate) for start in batch}
@@ -204,9 +230,26 @@ class Search:
         self.confirmed = self.trials.index(self.best)
         return found[0]
 
+    def assure(self) -> None:
+        """Find out which trials keep the budget for sure, where the goal asks for that; those are preferred from then on."""
+        if self.goal.acceptance != CONFIDENT:
+            return
+        complete = [index for index, trial in enumerate(self.trials) if trial.complete]
+        keys = {index: candidate_key(self.trials[index].candidate) for index in complete}
+        earlier = [index for index in complete if keys[index] not in self._rows]  # of another run; remembered
+        for outcome in self.session.evaluate([self._task(self.trials[index].candidate, first=not index) for index in earlier]):
+            self._rows[outcome.candidate] = outcome.rows
+        self.family = Family(self._budget.criteria(self.goal.target.accuracy_loss), self.goal.confidence, self.settings.seed)
+        for key in keys.values():
+            if len(next(iter(self._rows[key].values()))) == len(self.goal.positions):
+                self.family.add(key, self._rows[key])
+        kept = {key for key in self.family if self.family.excess(key) <= 0}
+        self.sure = frozenset(index for index, key in keys.items() if key in kept)
+
     def _fastest_inside(self) -> list[int]:
         """Indices of the trials within the budget, the fastest first, of equally fast ones the more accurate; by the finals, if any."""
         inside = [index for index, trial in enumerate(self.trials) if self._inside(trial)]
+        inside = [index for index in inside if index in self.sure] or inside
         if self.final_rounds:
             timed = [index for index in inside if str(index) in self.final_rounds]
             return sorted(timed, key=lambda index: float(np.median(self.final_rounds[str(index)])))
@@ -268,11 +311,8 @@ class Search:
 
     def _evaluated(self, batch: Sequence[Start]) -> list[Trial]:
         goal, first = self.goal, not self.trials
-        stop = None
-        if goal.stop_error and not first:
-            chunk = max(1, min(LARGEST_CHUNK, math.ceil(len(goal.positions) / LOOKS)))
-            stop = BeyondBudget(goal.baselines, goal.target.accuracy_loss, goal.stop_error, chunk)
-        judged = self.session.evaluate([Task(start.candidate, goal.positions, stop) for start in batch])
+        judged = self.session.evaluate([self._task(start.candidate, first=first) for start in batch])
+        self._rows |= {outcome.candidate: outcome.rows for outcome in judged}
         timed: list[Outcome | None] = [None] * len(batch)
         if goal.timing is not None:
             # What was given up is not timed: it cannot be the result.
@@ -280,6 +320,14 @@ class Search:
             for index, outcome in zip(tasks, self._timed(list(tasks.values())), strict=True):
                 timed[index] = outcome
         return [self._trial(*entry) for entry in zip(batch, judged, timed, strict=True)]
+
+    def _task(self, candidate: Candidate, *, first: bool) -> Task:
+        """The evaluation of a trial; the first one, which makes the scales, is never given up."""
+        goal, stop = self.goal, None
+        if goal.stop_error and not first:
+            chunk = max(1, min(LARGEST_CHUNK, math.ceil(len(goal.positions) / LOOKS)))
+            stop = BeyondBudget(goal.baselines, goal.target.accuracy_loss, goal.stop_error, chunk)
+        return Task(candidate, goal.positions, stop)
 
     def _timed(self, tasks: Sequence[Task]) -> list[Outcome]:
         if self.goal.time_here:
@@ -326,6 +374,17 @@ class Search:
 
 
 # ---------------------------------------------------------------------------------------------------------------- starts
+
+
+def _unknown(waiting: list[Start], count: int, known: set[str]) -> list[Start]:
+    """Take up to `count` trials that are not known yet from the front of those that wait, and make them known."""
+    batch: list[Start] = []
+    while waiting and len(batch) < count:
+        start = waiting.pop(0)
+        if (key := candidate_key(start.candidate)) not in known:
+            batch.append(start)
+            known.add(key)
+    return batch
 
 
 def exclusions(search: Search, noise: Mapping[str, float], count: int) -> list[Start]:

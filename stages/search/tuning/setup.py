@@ -15,14 +15,16 @@ from stages.quantization.placement.plan import Plan, plan_from_json
 from stages.quantization.planning import PlanOptions, make_plan, make_plan_options, require_something_to_quantize
 from stages.quantization.statistics.store import Statistics, first_samples
 from stages.runtime.engine import distrusts_zero_points
-from stages.search.candidates import candidate_key, digest
+from stages.search.candidates import Candidate, candidate_key, corrections_of_quantized, digest
 from stages.search.evaluator import Timing
+from stages.search.planning.output_noise import noise_problem
 from stages.search.problem import Problem
-from stages.search.session import Session
-from stages.search.setup import base_candidate, make_problem
+from stages.search.session import Session, searching
+from stages.search.setup import base_candidate, cluster_start, make_problem
 from stages.search.tuning import objective, tpe
 from stages.search.tuning.history import History
-from stages.search.tuning.search import ACCURACY_AWARE, FULL, PRESETS, Goal, Search, Start, exclusions, shuffled
+from stages.search.tuning.plans import Plans, make_plans, measured_times
+from stages.search.tuning.search import ACCURACY_AWARE, FULL, PLAN, PRESETS, Goal, Search, Start, exclusions, shuffled
 from stages.search.tuning.space import Space
 
 LAST_BEST = "the last search's best"
@@ -56,18 +58,7 @@ def make_search(config: Config, session: Session, space: Space) -> Search:
     """
     tune = config.tune
     seed = config.seed if tune.seed is None else tune.seed
-    count, size = len(session.problem.samples), tune.eval_subset_size
-    if size is not None and size > count:
-        raise UserError(f"tune.eval_subset_size: {size} is not allowed; expected at most {count}, the validation samples")
-    benchmark = tune.benchmark
-    timing = Timing(
-        seconds=benchmark.duration_seconds,
-        threads=benchmark.threads,
-        streams=benchmark.streams,
-        hint=benchmark.hint.upper(),
-        requests=benchmark.requests,
-        batch=benchmark.batch,
-    )
+    _check_size(config, session.problem)
     goal = Goal(
         objective=tune.objective,
         target=objective.Target(
@@ -79,21 +70,38 @@ def make_search(config: Config, session: Session, space: Space) -> Search:
             expected_quantized=tune.expected_quantization_ratio,
         ),
         baselines=_baselines(config, session.problem),
-        positions=shuffled(size or count, seed),
+        positions=shuffled(tune.eval_subset_size or len(session.problem.samples), seed),
         stop_error=tune.stop_error,
-        timing=timing if benchmark.enabled else None,
-        time_here=benchmark.where == "here",
+        timing=make_timing(config),
+        time_here=tune.benchmark.where == "here",
         max_trials=tune.max_trials,
         max_seconds=60 * tune.max_minutes or math.inf,
         stop_on_target=tune.stop_on_target,
         batch_size=tune.batch_size,
+        acceptance=tune.acceptance,
+        confidence=config.evaluate.confidence,
+        strategy=tune.strategy,
     )
     settings = tpe.Settings(seed, tune.n_initial_point, tune.gamma, tune.n_EI_candidates)
     return Search(session, space, goal, settings, config.bias_correction, base_candidate(config).candidate.corrections or ())
 
 
+def make_timing(config: Config) -> Timing | None:
+    """How the latency of a trial is measured; None: not at all."""
+    benchmark = config.tune.benchmark
+    timing = Timing(
+        seconds=benchmark.duration_seconds,
+        threads=benchmark.threads,
+        streams=benchmark.streams,
+        hint=benchmark.hint.upper(),
+        requests=benchmark.requests,
+        batch=benchmark.batch,
+    )
+    return timing if benchmark.enabled else None
+
+
 def starts(config: Config, search: Search, best: Plan | None) -> list[Start]:
-    """The trials that are given: what is known already, and exclusions of the layers with the most noise."""
+    """The trials that are given: what is known already."""
     space, found = search.space, list[Start]()
 
     def give(label: str, plan: Plan, *, always: bool = False) -> None:
@@ -113,9 +121,38 @@ def starts(config: Config, search: Search, best: Plan | None) -> list[Start]:
     if plan is not None:
         # It reverts other groups of layers than the space does: given as it is where switching layers off is allowed.
         give(ACCURACY_AWARE, plan, always="layer" in config.tune.space.tuning_scope)
-    if any(question.key == "quantize" for question, _, _ in space.parameters()):
-        found += exclusions(search, _noise(space.offer.plan), max(0, config.tune.n_initial_point - len(found)))
     return found
+
+
+def more_starts(config: Config, search: Search, given: int) -> list[Start]:
+    """Exclusions of the layers with the most noise, as far as TPE wants more trials to begin with than are given and planned."""
+    tune, space = config.tune, search.space
+    if tune.strategy == PLAN or not any(question.key == "quantize" for question, _, _ in space.parameters()):
+        return []
+    return exclusions(search, _noise(space.offer.plan), max(0, tune.n_initial_point - given - tune.plans))
+
+
+def plan_trials(config: Config, problem: Problem, space: Space, history: History) -> Plans | None:
+    """The plans that the configuration asks for: measured once, remembered."""
+    if not config.tune.plans:
+        return None
+    _check_size(config, problem)
+    corrections = base_candidate(config).candidate.corrections
+
+    def candidate(plan: Plan, label: str) -> Candidate:
+        kept = corrections_of_quantized(corrections, plan, config.bias_correction.apply_for_all_nodes)
+        return Candidate(plan, config.bias_correction, kept, label)
+
+    variants = {FULL: space.base_proposal()}
+    for preset, label in PRESETS.items():
+        proposal, exact = space.proposal(make_plan(*_plan_arguments(config, problem, preset)))
+        if exact and proposal not in variants.values():
+            variants[label] = proposal
+    timing = make_timing(config)
+    times = history.measured("times", digest([*variants.items()]), lambda: measured_times(problem, space, variants, candidate, timing))
+    quiet = noise_problem(problem)
+    with searching(quiet, PLAN, config.cluster, cluster_start(config.cluster)) as session:
+        return make_plans(space, variants, times, candidate, session, config.tune.plans)
 
 
 def accuracy_aware_plan() -> Plan | None:
@@ -137,6 +174,12 @@ def make_history(config: Config, problem: Problem, space: Space | None) -> Histo
         dataclasses.asdict(tune.benchmark),
     ]
     return History(problem.key, digest(identity))
+
+
+def _check_size(config: Config, problem: Problem) -> None:
+    count, size = len(problem.samples), config.tune.eval_subset_size
+    if size is not None and size > count:
+        raise UserError(f"tune.eval_subset_size: {size} is not allowed; expected at most {count}, the validation samples")
 
 
 def settings_key(config: Config) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -80,6 +81,9 @@ REACHES: dict[str, tuple[dict[str, Any], Callable[[Search], Any], Any]] = {
     "n_EI_candidates": ({"n_EI_candidates": 5}, lambda found: found.settings.n_EI_candidates, 5),
     "seed": ({"seed": 8}, lambda found: found.settings.seed, 8),
     "the general seed": ({}, lambda found: found.settings.seed, 0),
+    "acceptance": ({"acceptance": "point"}, lambda found: found.goal.acceptance, "point"),
+    "confident": ({}, lambda found: (found.goal.acceptance, found.goal.confidence), ("confident", 0.95)),
+    "strategy": ({"strategy": "plan"}, lambda found: found.goal.strategy, "plan"),
     "no benchmark": ({"benchmark": Benchmark(enabled=False)}, lambda found: found.goal.timing, None),
     "duration": ({"benchmark": Benchmark(duration_seconds=3.0)}, timing("seconds"), 3.0),
     "hint": ({"benchmark": Benchmark(hint="throughput")}, timing("hint"), "THROUGHPUT"),
@@ -100,7 +104,7 @@ def test_it_reaches_the_search(problem: Problem, name: str) -> None:
 
 def test_every_parameter_is_tested() -> None:
     """Those that are not above have tests of their own."""
-    elsewhere = {"enabled", "space", "trials_load_method", "child_runs"}
+    elsewhere = {"enabled", "space", "trials_load_method", "child_runs", "plans"}
     changed = [changes for changes, _, _ in REACHES.values()]
     assert {field.name for field in dataclasses.fields(Tune)} == elsewhere | {name for changes in changed for name in changes}
     defaults = dataclasses.asdict(Benchmark())
@@ -168,7 +172,9 @@ def given(
     monkeypatch.setattr(setup, "accuracy_aware_plan", lambda: aware)
     session: Any = SimpleNamespace(problem=problem)
     space = setup.make_space(settings, problem, best)
-    return setup.starts(settings, setup.make_search(settings, session, space), best)
+    search = setup.make_search(settings, session, space)
+    found = setup.starts(settings, search, best)
+    return [*found, *setup.more_starts(settings, search, len(found))]
 
 
 def labels(*arguments: Any) -> list[str]:
@@ -179,12 +185,20 @@ def test_presets_come_first_and_then_the_noisiest_layers_up_to_n_initial_point(p
     """The preset to start from is the fully quantized model. Without `mode` in the scope another preset is no model of the space."""
     modes = ["layer", "mode"]
     presets = [FULL, "preset mixed", "preset accuracy"]
-    found = labels(config(n_initial_point=5, space=TuneSpace(tuning_scope=modes)), problem, monkeypatch)
+    found = labels(config(n_initial_point=5, plans=0, space=TuneSpace(tuning_scope=modes)), problem, monkeypatch)
     assert found == [*presets, "without conv3", "without the 2 noisiest"]
-    fewer = labels(config(n_initial_point=4, space=TuneSpace(tuning_scope=modes)), problem, monkeypatch)
+    # Plans take the place of some, and strategy `plan` begins no other search that needs them.
+    planned = config(n_initial_point=5, plans=1, space=TuneSpace(tuning_scope=modes))
+    assert labels(planned, problem, monkeypatch) == [*presets, "without conv3"]
+    only = config(n_initial_point=5, strategy="plan", space=TuneSpace(tuning_scope=modes))
+    assert labels(only, problem, monkeypatch) == presets
+    fewer = labels(config(n_initial_point=4, plans=0, space=TuneSpace(tuning_scope=modes)), problem, monkeypatch)
     assert fewer == [*presets, "without conv3"]
     assert labels(config(n_initial_point=0, space=TuneSpace(tuning_scope=modes)), problem, monkeypatch) == presets
-    assert labels(config(n_initial_point=2, space=TuneSpace(tuning_scope=["layer"])), problem, monkeypatch) == [FULL, "without conv3"]
+    assert labels(config(n_initial_point=2, plans=0, space=TuneSpace(tuning_scope=["layer"])), problem, monkeypatch) == [
+        FULL,
+        "without conv3",
+    ]
     # Where no layer may be left float, none is.
     assert labels(config(space=TuneSpace(tuning_scope=["mode"])), problem, monkeypatch) == presets
 
@@ -248,3 +262,22 @@ def test_other_biases_are_other_trials(problem: Problem) -> None:
         return str(setup.make_history(settings, problem, setup.make_space(settings, problem))._trials)
 
     assert key(config()) != key(dataclasses.replace(config(), bias_correction=schema.BiasCorrection(enabled=False)))
+
+
+# ------------------------------------------------------------------------------------------------ plans
+
+
+def test_plans_are_made_of_what_the_space_offers_and_measured_once(
+    problem: Problem, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    settings = config(plans=2, space=TuneSpace(tuning_scope=["layer", "mode"]), benchmark=Benchmark(duration_seconds=0.05))
+    space = setup.make_space(settings, problem)
+    history = setup.make_history(settings, problem, space)
+    found, again = (setup.plan_trials(settings, problem, space, history) for _ in range(2))
+    assert found is not None and again == found  # times, too: they are remembered
+    assert found.count == 2 and found.additivity is not None
+    options = {name for unit in found.units.values() for name in unit}
+    assert {FULL, "preset mixed", "float"} <= options
+    assert sum(unit["float"].time for unit in found.units.values()) > 0
+    assert setup.plan_trials(config(plans=0), problem, space, history) is None
