@@ -34,7 +34,7 @@ FEWEST_SAMPLES = 4
 FEWEST_INFERENCES = 400
 PER_SAMPLE = 4  # inferences per validation sample, of half a model on average: as much as the metrics of two models take
 HIGHEST = 1e6  # relative errors are cut off here: a model may end in infinities
-MEMORY = 1_000_000_000  # bytes of FP32 outputs that are kept
+MEMORY = 1_000_000_000  # bytes of FP32 outputs that are kept: where outputs are large there are fewer samples
 
 Outputs = list[NDArray[Any]]
 
@@ -186,7 +186,7 @@ def _measure(
     worst = sorted(noisiest, key=lambda block: -on[block].error)[: few.off]
     off = runs.distances([block for block in blocks if block in set(worst)], quantized=True)
     reason = f"{inferences} inferences (evaluate.effect_inferences) are used up" if few.on < len(blocks) else ""
-    return Effects(few.samples, on, off, runs.base.get(True), reason)
+    return Effects(len(runs.samples), on, off, runs.base.get(True), reason)
 
 
 class _Runs:
@@ -224,13 +224,20 @@ class _Runs:
         for index, by_choice in enumerate(_outputs(parts, self.samples, choices, self.settings)):
             for choice, outputs in zip(choices, by_choice, strict=True):
                 if not quantized and choice == NONE:
-                    self.references.append([output.copy() for output in outputs])
+                    self._remember(outputs)
                     self.own.append(self._agreement(outputs, outputs))
                 own = self.own[index]
                 agreement = self._agreement(outputs, self.references[index]) if own else None
                 sums[choice].add(outputs, self.references[index], None if agreement is None or not own else agreement / own)
                 self.advance(1)
+            if index + 1 == len(self.samples):
+                break
         return {choice: one.distance() for choice, one in sums.items()}
+
+    def _remember(self, outputs: Outputs) -> None:
+        self.references.append([output.copy() for output in outputs])
+        if len(self.references) == 1:
+            self.samples = self.samples[: max(1, MEMORY // max(1, sum(output.nbytes for output in outputs)))]
 
     def _agreement(self, outputs: Outputs, reference: Outputs) -> float | None:
         if self.metric is None:

@@ -60,6 +60,19 @@ def test_fewer_samples_first_then_fewer_blocks(blocks: int, samples: int, infere
     assert counts(blocks, samples, inferences) == expected
 
 
+def test_large_outputs_are_kept_of_fewer_samples(monkeypatch: pytest.MonkeyPatch) -> None:
+    planted = perceptron()
+    result = made(planted.model, planted.samples)
+
+    def run(count: int) -> Effects:
+        return measure(result.pair, result.blocks, {}, None, inputs(planted.samples[:count]), schema.Engine(), 400)
+
+    expected = run(3)
+    monkeypatch.setattr(measuring, "MEMORY", 3 * 10 * 4 + 1)  # of three samples ten numbers each
+    few = run(12)
+    assert (few.samples, few.on, few.off) == (3, expected.on, expected.off)
+
+
 def test_the_limit_follows_the_validation_samples() -> None:
     assert [allowed_inferences(None, count) for count in (10, 100, 1000)] == [400, 400, 4000]
     assert allowed_inferences(7, 1000) == 7
