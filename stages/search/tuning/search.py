@@ -388,11 +388,11 @@ def _unknown(waiting: list[Start], count: int, known: set[str]) -> list[Start]:
 
 
 def exclusions(search: Search, noise: Mapping[str, float], count: int) -> list[Start]:
-    """Trials without the noisiest units: first one at a time, then 2, 4, 8, ... together.
+    """Trials without the units that hurt most: first one at a time, then 2, 4, 8, ... together.
 
     Args:
         search: For the space and the bias correction.
-        noise: Signal-to-noise ratio in dB by quantizer name, where it is known.
+        noise: By quantizer name, where it is known, a ratio of signal to error in dB.
         count: How many.
     """
 
@@ -404,8 +404,7 @@ def exclusions(search: Search, noise: Mapping[str, float], count: int) -> list[S
     together = [tuple(unit.name for unit in ranked[: 2**power]) for power in range(1, 16) if 2**power < len(ranked)]
     chosen = [*alone, *together[: count - len(alone)]]
     proposals = [
-        (f"without {names[0]}" if len(names) == 1 else f"without the {len(names)} noisiest", search.space.without(names))
-        for names in chosen
+        (f"without {names[0]}" if len(names) == 1 else f"without the {len(names)} worst", search.space.without(names)) for names in chosen
     ]
     base = search.space.base_proposal()
     return [search.start(label, proposal) for label, proposal in proposals if proposal != base]

@@ -125,7 +125,7 @@ def starts(config: Config, search: Search, best: Plan | None) -> list[Start]:
 
 
 def more_starts(config: Config, search: Search, given: int) -> list[Start]:
-    """Exclusions of the layers with the most noise, as far as TPE wants more trials to begin with than are given and planned."""
+    """Exclusions of the layers that hurt most, as far as TPE wants more trials to begin with than are given and planned."""
     tune, space = config.tune, search.space
     if tune.strategy == PLAN or not any(question.key == "quantize" for question, _, _ in space.parameters()):
         return []
@@ -217,12 +217,18 @@ def _plan_arguments(config: Config, problem: Problem, preset: str) -> tuple[Grap
 
 
 def _noise(plan: Plan) -> dict[str, float]:
-    """The signal-to-noise ratio in dB that `evaluate` found, by quantizer name: the worst over the inputs that it serves."""
+    """What `evaluate` found, by quantizer name, in dB: at the outputs, signal to the error that its block makes alone.
+
+    Where no effect on the outputs was measured, the noise: the worst over the inputs that it serves.
+    """
+    rows = artifacts.read_json(artifacts.folder("evaluate") / "layers.json")
+    by_effect = any(row["effect_on"] for row in rows)
     by_input: dict[str, float] = {}
-    for row in artifacts.read_json(artifacts.folder("evaluate") / "layers.json"):
-        if row["sqnr_db"] is not None:
+    for row in rows:
+        ratio = row["sqnr_db"] if not by_effect else -20 * math.log10(row["effect_on"]) if row["effect_on"] else None
+        if ratio is not None:
             name = row["layer"].split(" < ")[0]
-            by_input[name] = min(row["sqnr_db"], by_input.get(name, math.inf))
+            by_input[name] = min(ratio, by_input.get(name, math.inf))
     noise: dict[str, float] = defaultdict(lambda: math.inf)
     for quantizer in plan.quantizers:
         for place in quantizer.layers:

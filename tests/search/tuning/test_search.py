@@ -283,7 +283,7 @@ def test_exclusions_follow_the_noise(finished: Search) -> None:
     noise = {"relu2/fq_output_0": 5.0, "conv1/fq_weights_1": 7.0, "x/fq_output_0": 9.0}
     found = exclusions(finished, noise, 4)
     off = [[name for name, choice in start.proposal.items() if choice == FLOAT] for start in found]
-    assert [start.label for start in found] == ["without conv3", "without conv1", "without the 2 noisiest", "without the 4 noisiest"]
+    assert [start.label for start in found] == ["without conv3", "without conv1", "without the 2 worst", "without the 4 worst"]
     assert off[:3] == [["conv3.quantize"], ["conv1.quantize"], ["conv1.quantize", "conv3.quantize"]]
     assert exclusions(finished, noise, 0) == []
 

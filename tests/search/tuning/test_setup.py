@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,12 +12,13 @@ from typing import Any
 
 import pytest
 
+from stages.common import artifacts
 from stages.common.errors import UserError
 from stages.configuration import schema
 from stages.configuration.schema import Config, TargetDevice, Tune, TuneMetric, TuneSpace
 from stages.configuration.schema import TuneBenchmark as Benchmark
 from stages.configuration.target_device import ACTIVATIONS, WEIGHTS
-from stages.quantization.placement.plan import Plan
+from stages.quantization.placement.plan import Place, Plan
 from stages.search.candidates import without
 from stages.search.problem import Problem
 from stages.search.tuning import setup
@@ -164,6 +167,19 @@ def test_asymmetric_weights_are_left_out_where_they_run_in_f32(problem: Problem)
 # ------------------------------------------------------------------------------------------------ the trials that are given
 
 
+@pytest.mark.parametrize(("effect", "expected"), [(None, {"w": 10.0, "a": 20.0}), (0.01, {"w": 40.0, "a": math.inf})])
+def test_layers_are_left_out_by_their_effect_on_the_outputs_else_by_their_noise(
+    effect: float | None, expected: dict[str, float], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An error of a hundredth at the outputs is 40 dB; the other layer was not measured."""
+    monkeypatch.setattr(artifacts, "folder", lambda stage: tmp_path)
+    rows = [{"layer": "conv:1", "sqnr_db": 10.0, "effect_on": effect}, {"layer": "add:0 < x", "sqnr_db": 20.0, "effect_on": None}]
+    (tmp_path / "layers.json").write_text(json.dumps(rows))
+    quantizers = [SimpleNamespace(name="w", layers=[Place("conv", "", 1)]), SimpleNamespace(name="a", layers=[Place("add", "", 0)])]
+    plan: Any = SimpleNamespace(quantizers=quantizers)
+    assert setup._noise(plan) == pytest.approx(expected)
+
+
 def given(
     settings: Config, problem: Problem, monkeypatch: pytest.MonkeyPatch, aware: Plan | None = None, best: Plan | None = None
 ) -> list[Start]:
@@ -186,7 +202,7 @@ def test_presets_come_first_and_then_the_noisiest_layers_up_to_n_initial_point(p
     modes = ["layer", "mode"]
     presets = [FULL, "preset mixed", "preset accuracy"]
     found = labels(config(n_initial_point=5, plans=0, space=TuneSpace(tuning_scope=modes)), problem, monkeypatch)
-    assert found == [*presets, "without conv3", "without the 2 noisiest"]
+    assert found == [*presets, "without conv3", "without the 2 worst"]
     # Plans take the place of some, and strategy `plan` begins no other search that needs them.
     planned = config(n_initial_point=5, plans=1, space=TuneSpace(tuning_scope=modes))
     assert labels(planned, problem, monkeypatch) == [*presets, "without conv3"]
