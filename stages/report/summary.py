@@ -89,7 +89,8 @@ def _table(evaluation: dict[str, Any], speed: dict[str, Any], found: list[Model]
             known = [speed[key][model] for model in floats] + [model.speed.get(key, {}).get(INT8) for model in found]
             cells = [_measured(value["median"] if isinstance(value, dict) else value, unit) for value in known]
             rows.append([row, *cells, remark if row == "latency" else ""])
-    smaller = f"{sizes['fp32'] / chosen.size:.1f}x smaller"
+    factor = sizes["fp32"] / chosen.size
+    smaller = f"{factor:.1f}x smaller" if factor >= 1 else f"{1 / factor:.1f}x LARGER"
     rows.append(
         ["size", *(f"{size / 1e6:.2f} MB" for size in [*(sizes["fp32"] for _ in floats), *(model.size for model in found)]), smaller]
     )

@@ -75,6 +75,11 @@ def test_speed_is_compared_with_both_precisions(workspace: Path) -> None:
     assert "3.5x smaller" in summary(built.config())
 
 
+def test_a_model_that_has_grown_is_not_called_smaller(workspace: Path) -> None:
+    edit(workspace / "build/evaluate/evaluation.json", size_bytes={"fp32": 2_000_000, "int8": 2_400_000})
+    assert line(summary(built.config()), "size").endswith("1.2x LARGER")
+
+
 @pytest.mark.parametrize(
     ("ratio", "expected"),
     [

@@ -37,7 +37,7 @@ def problem() -> Problem:
 
 
 @pytest.fixture(autouse=True)
-def artifacts(problem: Problem, monkeypatch: pytest.MonkeyPatch) -> None:
+def no_build_folder(problem: Problem, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without a build folder."""
     base = SimpleNamespace(candidate=small_candidate(problem))
     monkeypatch.setattr(setup, "base_candidate", lambda config: base)
