@@ -15,6 +15,7 @@ from stages.report.choice import Candidate, Loss
 SWEEP = "python -m stages.sweep -m"
 WIDTH = 132
 INDENT = " " * len("next: ")
+BUDGET = " (accuracy_aware.maximal_drop)"
 MOSTLY = 0.5  # of a drop: the share from which on it is the default precision's
 
 
@@ -86,7 +87,8 @@ def _deploy(facts: Facts) -> Iterator[Advice]:
             text += f"; it is worth its {facts.smaller:.1f}x smaller files only where those count"
         yield Advice(text, "" if facts.tuned else f"{SWEEP} tune.enabled=true")
     elif not model.acceptable:
-        yield Advice(f"do not deploy {model.name} yet: {'; '.join(_excess(loss) for loss in model.losses if not loss.acceptable)}")
+        beyond = "; ".join(_excess(loss) for loss in model.losses if not loss.acceptable)
+        yield Advice(f"do not deploy {model.name} yet: {beyond or 'the device does not compute what it says'}{BUDGET if beyond else ''}")
     elif all(loss.allowed is None for loss in known):
         yield Advice(
             f"{model.name} is {speed}; whether {lost} hurts, no label says: measure it with labelled samples (`data`, `metric`),"
@@ -108,7 +110,7 @@ def _judged(loss: Loss) -> str:
 
 
 def _excess(loss: Loss) -> str:
-    return f"{loss.shown()}, {difference(loss.metric, loss.allowed or 0.0)} allowed (accuracy_aware.maximal_drop)"
+    return f"{loss.shown()}, {difference(loss.metric, loss.allowed or 0.0)} allowed"
 
 
 def _loading(facts: Facts) -> str:

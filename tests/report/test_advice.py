@@ -71,6 +71,12 @@ def test_lost_accuracy_has_remedies() -> None:
     assert again.text.startswith("allow more, or calibrate on more") and not again.command
 
 
+def test_a_model_that_the_device_computes_wrongly_is_not_deployed() -> None:
+    wrong = dataclasses.replace(FACTS.model, faulty=True)
+    first = advice(dataclasses.replace(FACTS, model=wrong, faulty_layer="conv"))[0]
+    assert first.text == "do not deploy INT8 yet: the device does not compute what it says"
+
+
 def test_a_drop_that_is_mostly_the_default_precisions() -> None:
     steps = given(BEYOND | {"precision_drop": 0.028, "precision_drop_low": 0.015})
     assert steps[1].text.startswith("compute in f32 what stays float: 2.80 of the 3.10 points of top_1 are bf16's")
