@@ -13,6 +13,7 @@ from stages.common.units import amount, difference, ratio
 from stages.report.choice import Candidate, Loss
 
 SWEEP = "python -m stages.sweep -m"
+PACKAGE = "python -m stages.package"  # takes the model to deploy by itself
 WIDTH = 132
 INDENT = " " * len("next: ")
 BUDGET = " (accuracy_aware.maximal_drop)"
@@ -34,8 +35,6 @@ class Facts:
     Attributes:
         model: The quantized model to deploy.
         path: Of its model.xml.
-        device: That runs it.
-        precision: That it ran in, where the device would not choose it by itself; else empty.
         default: The device's default precision.
         smaller: How many times smaller than FP32's its files are.
         preset: Of the quantization.
@@ -51,8 +50,6 @@ class Facts:
 
     model: Candidate
     path: str
-    device: str
-    precision: str
     default: str
     smaller: float
     preset: str
@@ -95,7 +92,7 @@ def _deploy(facts: Facts) -> Iterator[Advice]:
             " or name the metric with what it may lose in accuracy_aware.metrics"
         )
     else:
-        yield Advice(f"deploy {facts.path}: {speed}; {lost}", _loading(facts))
+        yield Advice(f"deploy {facts.path}: {speed}; {lost}", PACKAGE)
 
 
 def _judged(loss: Loss) -> str:
@@ -111,12 +108,6 @@ def _judged(loss: Loss) -> str:
 
 def _excess(loss: Loss) -> str:
     return f"{loss.shown()}, {difference(loss.metric, loss.allowed or 0.0)} allowed"
-
-
-def _loading(facts: Facts) -> str:
-    """A command that compiles the model as it was measured."""
-    settings = f", {{'INFERENCE_PRECISION_HINT': '{facts.precision}'}}" if facts.precision else ""
-    return f"python -c \"import openvino as ov; print(ov.Core().compile_model('{facts.path}', '{facts.device}'{settings}))\""
 
 
 def _faults(facts: Facts) -> Iterator[Advice]:

@@ -29,16 +29,14 @@ def facts(build: Path = artifacts.BUILD) -> Facts:
     evaluation = artifacts.read_json(build / "evaluate" / "evaluation.json")
     samples = artifacts.read_json(build / "prepare" / "dataset.json")
     chosen = to_deploy(found)
-    precisions, fidelity = evaluation["precisions"], chosen.fidelity
+    fidelity = chosen.fidelity
     parts = bool(fidelity.get("warning")) and "ratio" in fidelity
     first = (fidelity.get("first") or {}) if parts else {}
     kinds = {model.kind: model.kept for model in found}
     return Facts(
         model=candidate(chosen, config, evaluation),
         path=str(chosen.path),
-        device=config["engine"]["device"],
-        precision="" if precisions["int8"] == precisions["default"] else precisions["int8"],
-        default=precisions["default"],
+        default=evaluation["precisions"]["default"],
         smaller=evaluation["size_bytes"]["fp32"] / chosen.size,
         preset=config["quantization"]["preset"],
         budget=kinds.get("accuracy_aware"),

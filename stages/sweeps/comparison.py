@@ -38,6 +38,8 @@ class Layer:
         note: Its type, and what all jobs have in common.
         cells: Per job what differs, and the small print.
         noise: Per job its signal-to-noise ratio in dB; None where it was not measured.
+        effects: Per job the relative error of the model's outputs with its block alone quantized; None where it was not measured.
+        block: What is quantized together with it, in the first job that knows.
         differs: Whether jobs treat it differently.
         place: In the model.
     """
@@ -46,6 +48,8 @@ class Layer:
     note: str
     cells: tuple[tuple[str, str], ...]
     noise: tuple[float | None, ...]
+    effects: tuple[float | None, ...]
+    block: object
     differs: bool
     place: int
 
@@ -57,7 +61,7 @@ class Layer:
 
 @dataclass(frozen=True)
 class Hurting:
-    """A layer that hurts: how noisy its inputs are in the job to adopt, and in the others."""
+    """A layer that hurts: what it does in the job to adopt, and in the others."""
 
     name: str
     note: str
@@ -80,6 +84,7 @@ class Comparison:
     picture: Picture | None
     hurting: tuple[Hurting, ...]
     hurting_of: str
+    by_effect: bool  # whether that is its effect on the outputs, or the noise at its inputs
     layers: tuple[Layer, ...]
     more_layers: int
     settings: tuple[Row, ...]
@@ -121,6 +126,7 @@ def compared(overrides: Sequence[str], variants: Sequence[Variant], adopted: Ado
         picture=_picture(done),
         hurting=tuple(_hurting(layers, looked_at)),
         hurting_of=done[looked_at].title,
+        by_effect=any(layer.effects[looked_at] for layer in layers),
         layers=tuple(layers[:MOST_LAYERS]),
         more_layers=max(0, len(layers) - MOST_LAYERS),
         settings=tuple(_settings(done)),
@@ -257,7 +263,9 @@ def _layers(done: Sequence[Variant]) -> Iterator[Layer]:
         )
         noise = tuple(None if row is None else row.get("sqnr_db") for row in rows)
         differs = len(set(map(tuple, schemes))) > 1 or len({_range(row) for row in rows}) > 1
-        yield Layer(key[0], ", ".join([*kinds[:1], *common]), cells, noise, differs, place)
+        effects = tuple(None if row is None else row.get("effect_on") for row in rows)
+        block = next((row["block"] for row in rows if row and row.get("block") is not None), key)
+        yield Layer(key[0], ", ".join([*kinds[:1], *common]), cells, noise, effects, block, differs, place)
 
 
 def _scheme(row: Mapping[str, Any] | None) -> list[str]:
@@ -277,7 +285,12 @@ def _small_print(row: Mapping[str, Any] | None) -> str:
 
 
 def _hurting(layers: Sequence[Layer], place: int) -> Iterator[Hurting]:
-    """The inputs that are noisiest in one of the jobs, beside what they are in the others."""
+    """What hurts one of the jobs most, beside what it does in the others: by the effect on the outputs, else by noise."""
+    if any(layer.effects[place] for layer in layers):
+        blocks = {layer.block: layer for layer in reversed(layers) if layer.effects[place] is not None}
+        for layer in sorted(blocks.values(), key=lambda layer: -(layer.effects[place] or 0.0))[:MOST_HURTING]:
+            yield Hurting(layer.name, layer.note, tuple("–" if value is None else f"{100 * value:.2g} %" for value in layer.effects))
+        return
     noisy = sorted((layer for layer in layers if layer.noise[place] is not None), key=lambda layer: layer.noise[place] or 0.0)
     for layer in noisy[:MOST_HURTING]:
         cells = tuple("–" if value is None else f"{100 * 10 ** (-value / 20):.2g} % ({value:.1f} dB)" for value in layer.noise)

@@ -79,11 +79,31 @@ def test_cells_of_layers_say_only_what_differs() -> None:
 
 
 def test_the_noisiest_layers_of_the_job_to_adopt() -> None:
-    three()
-    found = compared(3)
-    assert found.hurting_of == "job 1 (preset=mixed)"
+    def unknown(rows: Any) -> None:
+        for row in rows:
+            row |= {"effect_on": None}
+
+    for number, preset, drop in ((0, "performance", 0.031), (1, "mixed", 0.0)):
+        make_job(number, preset, drop, 4.0, edits={"evaluate/layers.json": unknown})
+    found = compared(2)
+    assert found.hurting_of == "job 1 (preset=mixed)" and not found.by_effect
     assert [layer.name for layer in found.hurting] == ["/backbone/conv_11/Conv:1", "/backbone/conv_10/Conv:1", "/backbone/conv_9/Conv:1"]
     assert found.hurting[0].cells[0] == "30 % (10.5 dB)"  # 10 ** (-10.5 / 20)
+
+
+def test_layers_that_hurt_are_known_by_their_effect_where_that_was_measured() -> None:
+    def effects(rows: Any) -> None:
+        for row in rows:
+            row |= {"effect_on": None, "block": None}
+        for number, row in enumerate(rows[:6]):  # two inputs of each layer, which are one block
+            row |= {"effect_on": (0.02, 0.05, 0.01)[number // 2], "block": number // 2}
+
+    for number, preset in enumerate(("performance", "mixed")):
+        make_job(number, preset, 0.0, 4.0, edits={"evaluate/layers.json": effects})
+    found = compared(2)
+    assert found.by_effect and found.hurting[0].name.startswith("/backbone/conv_1/Conv:")
+    assert [layer.cells for layer in found.hurting] == [("5 %", "5 %"), ("2 %", "2 %"), ("1 %", "1 %")]
+    assert "when it alone is quantized" in Page(rendered(2)).text
 
 
 # ------------------------------------------------------------------------------------------------ in a browser
