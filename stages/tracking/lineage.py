@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from operator import itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -69,5 +69,12 @@ def _md5(path: Path) -> str:
 
 
 def worst_first(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The rows of a table of layers, the noisiest first, then those whose noise is not known."""
-    return sorted(rows, key=lambda row: (row["sqnr_db"] is None, row["sqnr_db"] or 0.0))
+    """The rows of a table of layers: those of the largest effect on the outputs first, the noisier before the others; at the end those
+    of which neither is known.
+    """
+
+    def badness(row: Mapping[str, Any]) -> tuple[bool, float, bool, float]:
+        effect, noise = row.get("effect_on"), row["sqnr_db"]
+        return effect is None, -(effect or 0.0), noise is None, noise or 0.0
+
+    return sorted(rows, key=badness)

@@ -89,9 +89,11 @@ def test_a_run_is_complete(workspace: Path) -> None:
     table = json.loads((artifacts / "layers.json").read_text())
     assert table["columns"][:2] == ["layer", "effect_on"]
     assert len(table["data"]) == len(built.layers())
-    noise = [row[1] for row in table["data"] if row[1] is not None]
-    assert table["data"][0][0] == "/backbone/conv_11/Conv:1" and noise == sorted(noise)  # the noisiest first
-    assert [row[1] for row in table["data"]][len(noise) :] == [None] * (len(table["data"]) - len(noise))
+    rows = [dict(zip(table["columns"], row, strict=True)) for row in table["data"]]
+    assert rows[0]["layer"] == "/backbone/conv_11/Conv:1"  # the largest effect on the outputs, and noisier than the other input
+    effects = [row["effect_on"] for row in rows if row["effect_on"] is not None]
+    assert len(effects) > 2 and effects == sorted(effects, reverse=True)
+    assert [row["effect_on"] for row in rows[len(effects) :]] == [None] * (len(rows) - len(effects))
     assert "exact_match" in run.data.tags["mlflow.note.content"]
 
 
