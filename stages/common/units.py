@@ -58,7 +58,7 @@ def model_names(precisions: Mapping[str, str]) -> dict[str, str]:
 def logged(metric: Mapping[str, Any], name: str, numbers: Mapping[str, float | None]) -> dict[str, float | None]:
     """Numbers of a metric by key, as they are logged where no unit is shown beside them: of a share in percent, its differences in points.
 
-    What differs comes first in their names: `drop_points.accuracy`, `int8_percent.accuracy`; of anything but a share `drop.error`.
+    What differs comes first in their names: `drop_points.accuracy`, `value_percent.accuracy`; of anything but a share `drop.error`.
     """
     found = {}
     for key, value in numbers.items():

@@ -20,7 +20,7 @@ OUTPUTS = ("prepare", "collect_statistics", "quantize", "correct_bias", "accurac
 DESCRIPTION = """\
 Quantized models, one run per result of `dvc repro`.
 
-`drop_points.*` is what a metric lost against FP32 in f32, in points (hundredths) where it is a share, and `int8_percent.*` the INT8
+`int8/drop_points.*` is what a metric lost against FP32 in f32, in points (hundredths) where it is a share, and `value_percent.*` the INT8
 model's own value. `speed_up.default` is how many times faster it is than FP32 in the precision that the device prefers,
 `speed_up.fp32` than FP32 in f32, both measured side by side: milliseconds of runs that were measured at different times say less.
 Of the groups, `more` has intervals and FP32, `accuracy_aware` and `tune` what the searches found, `seconds` and

@@ -256,16 +256,16 @@ def parameters_of(config: Config) -> dict[str, str]:
 def metrics_of(config: Config) -> dict[str, float]:
     """Everything that was measured, the primary metric's drop first: MLflow's comparison plots the first one.
 
-    MLflow sorts charts and columns by name, cuts off names that are long, and rounds: what one looks at first has no prefix, what
-    differs stands at the front, shares are in percent and their differences in points. What stands before a slash is a group of charts;
-    groups are sorted by name, and what has none is called Model metrics: details are in `more`, which comes behind that.
+    MLflow makes groups of charts of what stands before a slash, sorts them by name with those that have none at the end, cuts off names
+    that are long, and rounds: what one looks at first is in the short group `int8`, with what differs at the front, shares are in percent
+    and their differences in points. Searches have groups of the same names.
     """
     folder = artifacts.folder("evaluate")
     evaluation, speed = artifacts.read_json(folder / "evaluation.json"), artifacts.read_json(folder / "latency.json")
     metrics: dict[str, float | None] = {}
     details: dict[str, float | None] = {}
     for name, metric in evaluation["metrics"].items():
-        metrics |= logged(metric, name, {key: metric[key] for key in ("drop", "int8")})
+        metrics |= logged(metric, name, {"drop": metric["drop"], "value": metric["int8"]})
         more = ("fp32", "default", "drop_low", "drop_high", "relative_drop", "precision_drop", "quantization_drop")
         details |= logged(metric, name, {key: metric.get(key) for key in more})
     if speed:
@@ -274,12 +274,12 @@ def metrics_of(config: Config) -> dict[str, float]:
             details |= {f"speed_up_{side}.{model}": ratio[side] for side in ("low", "high")}
         latency = {model: time["median"] for model, time in speed["latency_ms"].items()}
         for name, values in (("latency_ms", latency), ("throughput", speed["throughput"])):
-            metrics[f"{name}.int8"] = values["int8"]
+            metrics[name] = values["int8"]
             details |= {f"{name}.{model}": values[model] for model in ("fp32", "default")}
     size = evaluation["size_bytes"]
-    metrics |= {"size_mb.int8": size["int8"] / 1e6, "times_smaller": size["fp32"] / size["int8"]}
+    metrics |= {"size_mb": size["int8"] / 1e6, "times_smaller": size["fp32"] / size["int8"]}
     details |= {"fidelity": evaluation["fidelity"].get("ratio"), "size_mb.fp32": size["fp32"] / 1e6}
-    named = metrics | {f"more/{name}": value for name, value in details.items()}
+    named = {f"int8/{name}": value for name, value in metrics.items()} | {f"more/{name}": value for name, value in details.items()}
     named |= accuracy_aware.metrics()
     named |= tune.metrics()
     for name, record in _records().items():

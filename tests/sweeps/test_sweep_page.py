@@ -79,7 +79,7 @@ def test_the_other_link_charts_the_sweeps_runs_and_no_others(
     swept: tuple[Project, Outcome], address: str, browser: Browser, tmp_path: Path
 ) -> None:
     _, outcome = swept
-    browser.open(printed_link(outcome, address, of="charts"), "drop_points.accuracy", "2 matching runs")
+    browser.open(printed_link(outcome, address, of="charts"), "int8/drop_points.accuracy", "2 matching runs")
     browser.screenshot(tmp_path / "charts.png")
     text = browser.text()
     assert "performance·" in text and "mixed·" in text and "speed_up.fp32" in text

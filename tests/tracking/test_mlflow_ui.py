@@ -59,10 +59,11 @@ def test_the_comparison_opens_with_runs_and_metrics(server: str, text_of: Browse
     text = text_of(link.removeprefix(f"{server}/"), "comparison")
     names = set(re.findall(r"(?:performance|mixed)·[0-9a-f]{6}", text))
     assert {name.split("·")[0] for name in names} == {"performance", "mixed"}
-    for metric in ("drop_points.exact_match", "int8_percent.exact_match", "latency_ms.int8", "speed_up.default"):
+    for metric in ("int8/drop_points.exact_match", "int8/value_percent.exact_match", "int8/latency_ms", "int8/speed_up.default"):
         assert metric in text
     # The headline comes before its details.
-    assert text.index("drop_points.exact_match") < text.index("more/")
+    first = text.index("int8/drop_points.exact_match")
+    assert first < text.index("int8/value_percent.exact_match") and ("more/" not in text or first < text.index("more/"))
 
 
 def test_layers_are_compared_side_by_side(server: str, text_of: Browser) -> None:

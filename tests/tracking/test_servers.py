@@ -156,7 +156,7 @@ def test_a_run_is_logged_to_the_server_and_read_back(servers: Servers, tmp_path:
     experiment = client.get_experiment_by_name("quantization")
     (run,) = client.search_runs([experiment.experiment_id])
     assert run.info.status == "FINISHED"
-    assert run.data.metrics["int8_percent.exact_match"] == pytest.approx(88.1)
+    assert run.data.metrics["int8/value_percent.exact_match"] == pytest.approx(88.1)
     assert run.data.params["quantization.preset"] == "performance"
     table = json.loads(Path(client.download_artifacts(run.info.run_id, "layers.json", str(tmp_path))).read_text())
     assert [dict(zip(table["columns"], row, strict=True)) for row in table["data"]] == lineage.worst_first(built.layers())

@@ -50,17 +50,17 @@ def test_a_run_is_complete(workspace: Path) -> None:
     assert not [name for name in parameters if name.startswith("tracking")]
 
     metrics = run.data.metrics
-    assert metrics["int8_percent.exact_match"] == pytest.approx(88.1)
-    assert metrics["drop_points.exact_match"] == pytest.approx(2.1)
+    assert metrics["int8/value_percent.exact_match"] == pytest.approx(88.1)
+    assert metrics["int8/drop_points.exact_match"] == pytest.approx(2.1)
     assert metrics["more/drop_low_points.exact_match"] == pytest.approx(1.1)
     assert metrics["more/relative_drop_percent.exact_match"] == pytest.approx(100 * 0.021 / 0.902)
-    assert (metrics["drop.error"], metrics["int8.error"]) == (0.04, 0.04)  # no share
-    assert metrics["latency_ms.int8"] == 4.0
-    assert metrics["speed_up.fp32"] == 3.0
-    assert metrics["speed_up.default"] == 1.5
-    assert metrics["throughput.int8"] == 500.0
-    assert metrics["size_mb.int8"] == 3.1
-    assert metrics["times_smaller"] == pytest.approx(10.9 / 3.1)
+    assert (metrics["int8/drop.error"], metrics["int8/value.error"]) == (0.04, 0.04)  # no share
+    assert metrics["int8/latency_ms"] == 4.0
+    assert metrics["int8/speed_up.fp32"] == 3.0
+    assert metrics["int8/speed_up.default"] == 1.5
+    assert metrics["int8/throughput"] == 500.0
+    assert metrics["int8/size_mb"] == 3.1
+    assert metrics["int8/times_smaller"] == pytest.approx(10.9 / 3.1)
     assert metrics["more/fidelity"] == 0.4
     assert "more/relative_drop.error" not in metrics  # FP32 has no error to be relative to
     for position, stage in enumerate(STAGES):
@@ -197,7 +197,7 @@ def test_trials_are_child_runs_on_request(workspace: Path) -> None:
 
 
 def test_the_primary_metric_is_the_first_one_logged(workspace: Path) -> None:
-    assert next(iter(runs.metrics_of(built.config()))) == "drop_points.exact_match"
+    assert next(iter(runs.metrics_of(built.config()))) == "int8/drop_points.exact_match"
 
 
 def test_same_result_same_run_and_another_preset_another_run(workspace: Path, capsys: pytest.CaptureFixture[str]) -> None:
