@@ -189,7 +189,7 @@ def kill(project: Project, changes: dict[str, Any], due: Callable[[], bool]) -> 
 
 @pytest.mark.slow
 def test_plans_alone_end_in_the_same_bytes_after_a_kill_while_noise_is_measured(evaluated: Project, copy: Project) -> None:
-    changes = {"strategy": "plan", "plans": "2", "accuracy_loss": "10.0"}
+    changes: dict[str, Any] = {"strategy": "plan", "plans": "2", "accuracy_loss": "10.0"}
 
     def measured(project: Project) -> int:
         return sum(path.read_bytes().count(b"\n") for path in (project.root / "build/.journal").rglob("plan.jsonl"))

@@ -24,7 +24,7 @@ def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
 
 def points(axes: Any) -> list[tuple[float, float]]:
     """What is scattered."""
-    return sorted(tuple(map(float, place)) for places in axes.collections for place in np.asarray(places.get_offsets()))
+    return sorted((float(place[0]), float(place[1])) for places in axes.collections for place in np.asarray(places.get_offsets()))
 
 
 @pytest.mark.parametrize(("share", "factor"), [(True, 100.0), (False, 1.0)])
@@ -70,12 +70,15 @@ def test_the_frontier_is_joined_and_what_was_proposed_is_not_named(drawn: list[F
 
 
 def test_the_best_so_far_is_a_step_behind_no_trial(drawn: list[Figure]) -> None:
-    trials = [
+    trials: list[dict[str, Any]] = [
         {"trial": 1, "speed_up": 1.5, "speed_up_low": 1.4, "loss": 90.0, "within_budget": False},
         {"trial": 2, "speed_up": 1.2, "speed_up_low": 1.1, "loss": 8.0, "within_budget": True},
         {"trial": 3, "speed_up": 1.0, "speed_up_low": None, "loss": 95.0, "within_budget": False},  # given up: not timed
     ]
-    best = [{"trial": 1, "speed_up": None, "loss": 90.0}, *({"trial": number, "speed_up": 1.2, "loss": 8.0} for number in (2, 3))]
+    best: list[dict[str, Any]] = [
+        {"trial": 1, "speed_up": None, "loss": 90.0},
+        *({"trial": number, "speed_up": 1.2, "loss": 8.0} for number in (2, 3)),
+    ]
     plots.plot_best_so_far(trials, best, PATH)
     upper, lower = drawn[0].axes
     assert points(upper) == [(1.0, 1.5), (2.0, 1.2)]
@@ -86,13 +89,17 @@ def test_the_best_so_far_is_a_step_behind_no_trial(drawn: list[Figure]) -> None:
     ]
 
 
+def _widths(axes: Any) -> list[float]:
+    return [bar.get_width() for bar in axes.patches]
+
+
 def test_bars_are_as_long_as_their_numbers(drawn: list[Figure]) -> None:
     layers = [{"layer": f"{'long ' * 20}{number}", "kind": "weights", "sqnr_db": 10.0 + number} for number in range(50)]
     plots.plot_noise(layers, PATH)
     plots.plot_importance([{"parameter": "conv.mode", "importance": 0.25, "best_choice": "symmetric"}], PATH)
     noise, importance = (figure.axes[0] for figure in drawn)
-    assert [bar.get_width() for bar in noise.patches] == [10.0 + number for number in range(40)]
+    assert _widths(noise) == [10.0 + number for number in range(40)]
     assert noise.get_title("left") == "Quantization noise per layer input: the 40 noisiest of 50"
     label = noise.get_yticklabels()[0].get_text()
     assert len(label) == 48 and label.startswith("…") and label.endswith(" 0")
-    assert [bar.get_width() for bar in importance.patches] == [25.0]
+    assert _widths(importance) == [25.0]

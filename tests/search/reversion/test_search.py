@@ -18,7 +18,7 @@ from stages.search.reversion import ranking
 from stages.search.reversion import search as searching
 from stages.search.reversion.budget import Budget
 from stages.search.reversion.reverting import reverted
-from stages.search.reversion.search import State
+from stages.search.reversion.trace import State
 from tests.search.problems import small_candidate
 from tests.search.reverting import budget_of, culprit_problem, searched
 from tests.search.scripted import COUNT, LAYERS, additive, returned, run_script
@@ -288,7 +288,8 @@ def test_the_mixed_preset_is_kept_only_if_it_is_better() -> None:
     bad, _ = run_script(lambda candidate, reverted: 50 if asymmetric(candidate) else 0 if "conv2" in reverted else 40, mixed=mixed)
     assert bad.steps[:2] == [("base", (), True), ("mixed preset", (), False)]
     # A step's drop is that of the model which was tried, also where it was not taken.
-    assert [step.drops for step in bad.search.trace[:2]] == [{"accuracy": pytest.approx(wrong / COUNT)} for wrong in (40, 50)]
+    drops: list[Any] = [step.drops for step in bad.search.trace[:2]]
+    assert drops == [{"accuracy": pytest.approx(wrong / COUNT)} for wrong in (40, 50)]
     assert not asymmetric(bad.best.candidate) and bad.best.layers == ("conv2",)
 
 
