@@ -12,7 +12,6 @@ from typing import Any
 
 import pytest
 
-from stages.common import artifacts
 from stages.common.errors import UserError
 from stages.configuration import schema
 from stages.configuration.schema import Config, TargetDevice, Tune, TuneMetric, TuneSpace
@@ -172,7 +171,7 @@ def test_layers_are_left_out_by_their_effect_on_the_outputs_else_by_their_noise(
     effect: float | None, expected: dict[str, float], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """An error of a hundredth at the outputs is 40 dB; the other layer was not measured."""
-    monkeypatch.setattr(artifacts, "folder", lambda stage: tmp_path)
+    monkeypatch.setattr("stages.common.artifacts.folder", lambda stage: tmp_path)
     rows = [{"layer": "conv:1", "sqnr_db": 10.0, "effect_on": effect}, {"layer": "add:0 < x", "sqnr_db": 20.0, "effect_on": None}]
     (tmp_path / "layers.json").write_text(json.dumps(rows))
     quantizers = [SimpleNamespace(name="w", layers=[Place("conv", "", 1)]), SimpleNamespace(name="a", layers=[Place("add", "", 0)])]
