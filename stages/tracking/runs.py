@@ -277,8 +277,12 @@ def metrics_of(config: Config) -> dict[str, float]:
             metrics[name] = values["int8"]
             details |= {f"{name}.{model}": values[model] for model in ("fp32", "default")}
     size = evaluation["size_bytes"]
-    metrics |= {"size_mb": size["int8"] / 1e6, "times_smaller": size["fp32"] / size["int8"]}
-    details |= {"fidelity": evaluation["fidelity"].get("ratio"), "size_mb.fp32": size["fp32"] / 1e6}
+    metrics["size_mb"] = size["int8"] / 1e6
+    details |= {
+        "fidelity": evaluation["fidelity"].get("ratio"),
+        "size_mb.fp32": size["fp32"] / 1e6,
+        "times_smaller": size["fp32"] / size["int8"],
+    }
     named = {f"int8/{name}": value for name, value in metrics.items()} | {f"more/{name}": value for name, value in details.items()}
     named |= accuracy_aware.metrics()
     named |= tune.metrics()

@@ -60,7 +60,7 @@ def test_a_run_is_complete(workspace: Path) -> None:
     assert metrics["int8/speed_up.default"] == 1.5
     assert metrics["int8/throughput"] == 500.0
     assert metrics["int8/size_mb"] == 3.1
-    assert metrics["int8/times_smaller"] == pytest.approx(10.9 / 3.1)
+    assert metrics["more/times_smaller"] == pytest.approx(10.9 / 3.1)
     assert metrics["more/fidelity"] == 0.4
     assert "more/relative_drop.error" not in metrics  # FP32 has no error to be relative to
     for position, stage in enumerate(STAGES):
