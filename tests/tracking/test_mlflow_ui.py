@@ -69,9 +69,9 @@ def test_the_comparison_opens_with_runs_and_metrics(server: str, text_of: Browse
 def test_layers_are_compared_side_by_side(server: str, text_of: Browser) -> None:
     text = text_of("#/experiments/1/runs?workflowType=machine_learning&compareRunsMode=ARTIFACT", "layers")
     assert "layers.json" in text
-    assert "/backbone/conv_11/Conv:1" in text  # the noisiest is on top
-    assert "sqnr_db" in text
-    assert "10.5" in text  # its noise: 45 - 2.5 * 11 - 7
+    assert text.index("/backbone/conv_11/Conv:1") < text.index("/backbone/conv_10/Conv:1")  # the largest effect on the outputs is on top
+    assert "effect_on" in text
+    assert "0.0025" in text  # the second layer's: 0.01 / 4
 
 
 def test_a_run_shows_the_summary(server: str, text_of: Browser) -> None:
