@@ -34,14 +34,14 @@ def drawn(name: str, rows: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def test_every_plot_has_a_short_title_and_a_template_of_ours() -> None:
-    assert len(PLOTS) == 7
+    assert len(PLOTS) == 8
     for name, properties in PLOTS.items():
         assert len(properties["title"]) <= 36, name
         assert len(properties["y_label"]) <= 30 and len(properties["x_label"]) <= 40, name
         assert (TEMPLATES / f"{properties['template']}.json").is_file(), name
 
 
-@pytest.mark.parametrize("name", ["build/reports/noise.json", "build/tune/importance.json"])
+@pytest.mark.parametrize("name", ["build/reports/effect.json", "build/reports/noise.json", "build/tune/importance.json"])
 def test_the_twenty_worst_in_the_order_of_the_file(name: str) -> None:
     x, y = PLOTS[name]["x"], PLOTS[name]["y"]
     rows = [{y: f"layer {99 - place}", x: float(place)} for place in range(115)]  # names sort the other way round

@@ -237,7 +237,7 @@ def test_settings_that_are_not_at_their_default(workspace: Path) -> None:
     assert settings["quantization.preset"].default == "performance"
     assert (
         settings["quantization.range_estimator.min.type"].meaning
-        == "statistic of a sample; histogram, percentile and entropy: of all samples together"
+        == "statistic of a sample; histogram, percentile, entropy and sqnr: of all samples together"
     )
     assert settings["model.name"].default == "required"
     assert "seed" not in settings and "evaluate.primary_metric" not in settings
