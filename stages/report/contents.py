@@ -71,6 +71,7 @@ class Report:
     config: str
     key: str
     deployable: str
+    deploys: bool  # whether the first advice is to deploy it
 
 
 def contents(config: Config, key: str) -> Report:
@@ -99,7 +100,7 @@ def contents(config: Config, key: str) -> Report:
     confidence = f"{100 * evaluation['confidence']:g} %"
     kept_budget = accuracy_aware_section.section()
     tuned = tune_section.tuning(evaluation["precisions"]["default"])
-    found = models()
+    found, steps = models(), tuple(advice(facts()))
     chosen = to_deploy(found)
     floats = [name for key, name in model_names(evaluation["precisions"]).items() if key != INT8]
     return Report(
@@ -108,7 +109,7 @@ def contents(config: Config, key: str) -> Report:
         preset=config.quantization.preset,
         device=config.target_device.name,
         verdict=results.verdict(config, evaluation, chosen),
-        advice=tuple(advice(facts())),
+        advice=steps,
         warnings=(
             *_warnings(samples),
             *records.get("prepare", {}).get("notes", ()),
@@ -155,6 +156,7 @@ def contents(config: Config, key: str) -> Report:
         config=yaml.safe_dump(provenance.shown_configuration(config), sort_keys=False, allow_unicode=True, width=120),
         key=key,
         deployable=str(chosen.path),
+        deploys=steps[0].text.startswith("deploy "),
     )
 
 

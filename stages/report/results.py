@@ -112,7 +112,9 @@ def figures(config: Config, evaluation: Mapping[str, Any], times: Mapping[str, A
                 note = f"{number(times[key]['median'])} → {number(model.speed['latency_ms'][INT8]['median'])} ms"
                 slower = "lost" if ratio["high"] < 1.0 else ""
                 yield Figure(middle, f"speed against FP32 in {reference}", note, slower)
-    yield Figure(f"{before_bytes / model.size:.1f}×", "smaller", f"{before_bytes / 1e6:.2f} → {model.size / 1e6:.2f} MB")
+    factor = before_bytes / model.size
+    shown, word = (factor, "smaller") if factor >= 1 else (1 / factor, "larger")
+    yield Figure(f"{shown:.1f}×", word, f"{before_bytes / 1e6:.2f} → {model.size / 1e6:.2f} MB", "" if factor >= 1 else "lost")
 
 
 def tone(metric: Mapping[str, Any]) -> str:

@@ -165,6 +165,18 @@ def test_what_was_lost_is_coloured_where_that_is_clear(workspace: Path) -> None:
     assert tones() == ("gained", "gained")
 
 
+def test_a_model_that_has_grown_is_called_larger(workspace: Path) -> None:
+    edit("evaluate/evaluation.json", lambda evaluation: evaluation["size_bytes"].update(fp32=2_000_000, int8=2_400_000))
+    figure = contents(built.config(), "key").figures[-1]
+    assert (figure.value, figure.label, figure.tone) == ("1.2×", "larger", "lost")
+
+
+def test_a_model_that_is_not_to_be_deployed_is_not_called_so(workspace: Path) -> None:
+    assert "The quantized model is build/correct_bias/model.xml" in rendered().text
+    edit("evaluate/evaluation.json", primary(drop=0.002, drop_low=-0.004, drop_high=0.008))
+    assert "The model to deploy is build/correct_bias/model.xml" in rendered().text
+
+
 def test_it_says_what_to_do_next(workspace: Path) -> None:
     text = rendered().text
     assert "What to do next Do not deploy INT8 yet: exact_match drops by 2.10 points [1.10, 3.10], 1.00 allowed" in text
