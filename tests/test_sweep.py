@@ -42,7 +42,9 @@ def test_a_failed_job_does_not_stop_the_others(swept: tuple[Project, Outcome]) -
         assert f"{100 * accuracy['int8']:.2f} %" in line
         assert f"{100 * accuracy['drop'] + 0.0:.2f} points" in line
         ratios = 1 if evaluation["precisions"]["default"] == "f32" else 2  # there is one precision to compare with, or two
-        assert line.count("x") >= ratios and " ms " in line and " MB " in line
+        assert line.count("x") >= ratios and " MB " in line
+        assert " ms " not in line  # of jobs that were timed minutes apart
+    assert any(entry.startswith("best: ") for entry in lines)
 
 
 def test_shared_stages_run_once(swept: tuple[Project, Outcome]) -> None:
