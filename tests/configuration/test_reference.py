@@ -15,7 +15,7 @@ def test_the_document_holds_the_current_reference() -> None:
 
 def test_every_key_has_a_row_with_its_meaning() -> None:
     table = reference.reference()
-    assert "| `quantization.preset` | str | performance | performance, mixed, accuracy | performance: all symmetric;" in table
+    assert "| `quantization.preset` | str | performance | performance, mixed, accuracy, auto | performance: all symmetric;" in table
     assert "| `quantization.range_estimator.max.outlier_prob` | float | null | > 0, < 0.5 |" in table
     assert "| `model.name` | str | required |" in table
     sections = {line.split("`")[1].split(".")[0] for line in table.splitlines()[2:]}

@@ -218,6 +218,17 @@ def test_presets_come_first_and_then_the_noisiest_layers_up_to_n_initial_point(p
     assert labels(config(space=TuneSpace(tuning_scope=["mode"])), problem, monkeypatch) == presets
 
 
+def test_preset_auto_is_given_where_the_space_has_its_modes_and_estimators(problem: Problem, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It differs from layer to layer; POT has no preset like it."""
+    both = TuneSpace(tuning_scope=["mode", "range_estimator"], estimator_tuning_scope=["preset"])
+    assert "preset auto" in labels(config(n_initial_point=0, space=both), problem, monkeypatch)
+    compatible = config(n_initial_point=0, space=both)
+    compatible.quantization.pot_compatible = True
+    assert "preset auto" not in labels(compatible, problem, monkeypatch)
+    start = labels(config(n_initial_point=0, space=dataclasses.replace(both, preset="auto")), problem, monkeypatch)
+    assert start[:2] == [FULL, "preset performance"]
+
+
 def test_the_accuracy_aware_model_is_given_as_it_is_where_layers_may_be_left_float(
     problem: Problem, monkeypatch: pytest.MonkeyPatch
 ) -> None:
