@@ -139,7 +139,9 @@ def run(name: str, pot_compatible: bool = True) -> Run:
 def configuration(reference: dict[str, Any]) -> tuple[schema.Quantization, str]:
     """Our configuration and device for POT's parameters."""
     given = dict(reference["params"])
-    config = schema.Quantization(preset=given["preset"], pot_compatible=True, use_channel_alignment=reference["algorithm"] != "minmax")
+    config = schema.Quantization(
+        preset=given["preset"], pot_compatible=True, use_channel_alignment=reference["algorithm"] != "minmax", use_smooth_quant=False
+    )
     config.model_type = given.get("model_type", "none")
     config.saturation_fix = given.get("saturation_fix", "first_layer")
     for operation in given.get("ignored", {}).get("operations", []):
