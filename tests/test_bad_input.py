@@ -101,7 +101,10 @@ MISFITS: list[tuple[dict[str, np.ndarray], str]] = [
     ({"x": X[:0], "y": Y[:0]}, "data.calibration: the data set has no samples"),
     ({"x": X, "y": Y[:15]}, "data.calibration: the arrays of data.npz differ in length: x has 20, y has 15"),
     ({"x": X, "y": np.array(list("abc"))[Y]}, "validation sample 12: Accuracy needs a class index as label, not str 'a'"),
-    ({"x": X, "y": np.eye(3)[Y]}, "validation sample 12: Accuracy needs a class index as label, not an array of float64 [3]"),
+    (
+        {"x": X, "y": np.eye(3)[Y]},
+        "validation sample 12: Accuracy needs a class index as label, not an array of float64 [3]; of one-hot labels give the argmax",
+    ),
     (
         {"a": X, "b": X, "y": Y},
         "calibration sample 0 has an input 'a', 'b', but the model's inputs are: x; `inputs` beside `path` maps them, e.g. inputs: {x: a}",

@@ -17,7 +17,7 @@ def difference(results: Sequence[Sequence[np.ndarray]], samples: Mapping[str, np
             if output.shape != expected.shape:
                 return float("inf")
             both = np.isfinite(expected) & np.isfinite(output)
-            distance += float(np.sum(np.where(both, output - expected, 0.0) ** 2)) + np.count_nonzero(
+            distance += float(np.sum((np.where(both, output, 0.0) - np.where(both, expected, 0.0)) ** 2)) + np.count_nonzero(
                 np.isnan(output) != np.isnan(expected)
             )
             length += float(np.sum(np.where(both, expected, 0.0) ** 2))

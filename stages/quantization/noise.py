@@ -21,7 +21,7 @@ from openvino import opset13 as operations
 
 from stages.configuration.target_device import ACTIVATIONS, WEIGHTS
 from stages.quantization.build import build
-from stages.quantization.model.graph import Graph, Port, constant_value, read_graph
+from stages.quantization.model.graph import OPERATIONS_WITH_WEIGHTS, Graph, Port, bias_add, constant_value, read_graph
 from stages.quantization.placement.plan import Plan, Quantizer
 from stages.quantization.solution.ranges import Range
 from stages.quantization.solution.solve import dequantized_weights, quantized_constant, range_shape
@@ -80,7 +80,7 @@ class ActivationNoise:
         self.model = model.clone()
         graph = read_graph(self.model)
         quantizers = [quantizer for quantizer in plan.quantizers if quantizer.kind == ACTIVATIONS]
-        read = {quantizer: _read(graph, quantizer) for quantizer in quantizers}
+        read = {quantizer: _read(graph, quantizer, plan) for quantizer in quantizers}
         quantizers.sort(key=lambda quantizer: (read[quantizer].node.order, read[quantizer].index))
         self.names = [quantizer.name for quantizer in quantizers]
         results = []
@@ -129,10 +129,14 @@ class ActivationNoise:
         return zip(self.names, zip(sums[::2], sums[1::2], strict=True), strict=True)
 
 
-def _read(graph: Graph, quantizer: Quantizer) -> Port:
+def _read(graph: Graph, quantizer: Quantizer, plan: Plan) -> Port:
     """The tensor that a quantizer is put on: behind the bias that alignment gave to a layer without one, and behind smoothing."""
-    first = quantizer.consumers[0]
-    return graph.by_name[first.name].inputs[first.port]
+    for tensor, readers in plan.smoothed:
+        if tensor == quantizer.source:
+            return graph.by_name[readers[0]].inputs[0]
+    source = Port(graph.by_name[quantizer.source.name], quantizer.source.port)
+    given = bias_add(source.node) if source.node.type in OPERATIONS_WITH_WEIGHTS else None
+    return source if given is None or given.name in {place.name for place in quantizer.consumers} else Port(given, 0)
 
 
 def _squarable(tensors: Iterable[Any], low: NDArray[np.float32], high: NDArray[np.float32]) -> list[Any]:

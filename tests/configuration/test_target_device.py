@@ -58,6 +58,7 @@ def test_presets_choose_as_in_pot() -> None:
         "performance": ("symmetric", "symmetric"),
         "mixed": ("symmetric", "asymmetric"),
         "accuracy": ("asymmetric", "asymmetric"),
+        "auto": ("symmetric", "symmetric"),  # what it begins with
     }
 
 

@@ -15,7 +15,7 @@ from stages.search.evaluator import Rows
 from stages.search.problem import Problem
 from stages.search.reversion.budget import Budget, Goal, Parts, drop_interval
 from stages.search.reversion.search import Reversion
-from stages.search.reversion.trace import State, Step
+from stages.search.reversion.trace import CEILING, REVERT, State, Step
 
 
 def result_json(
@@ -143,5 +143,6 @@ def _judged(config: Config, problem: Problem, goal: Goal, parts: Parts, rows: Ro
 
 
 def _step_of(layer: str, trace: Sequence[Step]) -> int:
-    """The step that reverted a layer for good."""
-    return max(step.iteration for step in trace if step.accepted and step.phase == "revert" and layer in step.layers)
+    """The step that reverted a layer for good: the last one that was taken, or else that tried the model which was chosen in the end."""
+    tried = [step for step in trace if step.phase in (REVERT, CEILING) and layer in step.layers]
+    return max(step.iteration for step in [step for step in tried if step.accepted] or tried)

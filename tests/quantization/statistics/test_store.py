@@ -42,7 +42,7 @@ def test_round_trip(tmp_path: Path) -> None:
     after = load(tmp_path)
     for quantity in (*PER_TENSOR, "distribution", *PER_OPERATION):
         old, new = getattr(before, quantity), getattr(after, quantity)
-        assert sorted(old) == list(new) and old, quantity
+        assert sorted(old) == list(new) and (old or quantity == "features"), quantity  # this model has no MatMul
         for key in old:
             np.testing.assert_array_equal(old[key], new[key])
             assert old[key].dtype == new[key].dtype
