@@ -102,7 +102,7 @@ class Family:
         for name, bound in self.bounds(key).items():
             _, _, baseline, limit = self.criteria[name]
             over = bound - limit
-            found.append(over / (limit or abs(baseline) or 1.0) if over > ROUNDING * max(abs(baseline), limit) else min(over, 0.0))
+            found.append(over / (abs(limit) or abs(baseline) or 1.0) if over > ROUNDING * max(abs(baseline), limit) else min(over, 0.0))
         return max(found)
 
     def samples_needed(self, key: str) -> int | None:
