@@ -295,7 +295,8 @@ def test_shuffled_positions() -> None:
 
 def test_a_trial_that_keeps_the_budget_for_sure_is_preferred_to_a_faster_one(problem: Problem, space: Space, tmp_path: Path) -> None:
     """Without a benchmark the share of quantized layers stands for speed. Of an error of 1, 60 samples make sure that
-    the fastest model loses no more than -0.856 (it has -0.941), and the other one than -0.862."""
+    the fastest model loses no more than -0.856 (it has -0.941), and the other one than -0.862.
+    """
     loose, tight = -0.85, -0.859  # relative losses: an error of at most 0.15, and of at most 0.141
     for allowed, fastest_is_sure in ((loose, True), (tight, False)):
         target = Target(accuracy_loss=allowed)
