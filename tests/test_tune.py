@@ -30,8 +30,6 @@ data: {{calibration: {{path: tiny.npz}}, calibration_size: {calibration}}}
 evaluate: {{noise_samples: 2, benchmark: {{enabled: false}}}}
 tune:
   enabled: true
-  accuracy_loss: 30.0
-  metrics: [{{name: reference_error, baseline_value: 0.015}}]
   benchmark: {{enabled: false}}
   n_initial_point: 5
   quantization_ratio_weight: 0.5
@@ -40,10 +38,15 @@ OPTIONS = ("model: local", "data: arrays", "metric: reference_error", "tracking:
 SAMPLES, CALIBRATION = 400, 40
 
 
+def metrics(baseline: float) -> str:
+    """The metric of the budget, as YAML."""
+    return f"[{{name: reference_error, baseline_value: {baseline}}}]"
+
+
 def settings(calibration: int = CALIBRATION, **changes: Any) -> str:
     """Content of params.yaml. changes: keys of `tune`."""
     # Without `mode`: weights with zero points would run in another precision than the rest.
-    chosen = {"space": "{tuning_scope: [layer, range_estimator]}"} | changes
+    chosen = {"accuracy_loss": "30.0", "metrics": metrics(0.015), "space": "{tuning_scope: [layer, range_estimator]}"} | changes
     return KEYS.format(calibration=calibration) + "".join(f"  {key}: {value}\n" for key, value in chosen.items())
 
 
@@ -106,11 +109,12 @@ def remembered(project: Project) -> int:
 # ------------------------------------------------------------------------------------------------ load methods
 
 
+TIGHT: dict[str, Any] = {"metrics": metrics(0.005)}  # no model that is quantized as a whole keeps this budget
 SEQUENCE: tuple[dict[str, Any], ...] = (
-    {"max_trials": "6"},
-    {"max_trials": "12", "trials_load_method": "warm_start"},
-    {"max_trials": "12", "trials_load_method": "fine_tune", "space": "{tuning_scope: [range_estimator]}"},
-    {"max_trials": "50", "trials_load_method": "eval"},
+    {**TIGHT, "max_trials": "6"},
+    {**TIGHT, "max_trials": "12", "trials_load_method": "warm_start"},
+    {**TIGHT, "max_trials": "12", "trials_load_method": "fine_tune", "space": "{tuning_scope: [range_estimator]}"},
+    {**TIGHT, "max_trials": "50", "trials_load_method": "eval"},
 )
 
 
@@ -148,13 +152,13 @@ def test_load_methods(uninterrupted: tuple[Project, list[Ran]]) -> None:
     assert (evaluation.record["trials"], evaluation.record["evaluated"]) == (0, 0)
     assert evaluation.result == fine.result
     # warm_start is just what a longer search from scratch finds, and all is remembered.
-    again = run(project, max_trials="12")
+    again = run(project, max_trials="12", **TIGHT)
     assert again["evaluated"] == 0
     assert (rows(project), result(project)) == (warm.rows, warm.result)
     # With another seed it keeps what there is, and goes on in another way than a new search begins.
-    further = run(project, max_trials="13", trials_load_method="warm_start", seed="9")
+    further = run(project, max_trials="13", trials_load_method="warm_start", seed="9", **TIGHT)
     assert further["trials"] == 13 and rows(project)[:12] == warm.rows
-    run(project, max_trials="12", seed="9")
+    run(project, max_trials="12", seed="9", **TIGHT)
     assert rows(project) != warm.rows
 
 
