@@ -8,7 +8,7 @@ better than no smoothing at all, a tensor stays as it is. Everything that statis
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import NamedTuple, TypeVar
 
@@ -77,23 +77,28 @@ def smoothing_factors(features: Array, weights: Array) -> Array | None:
     for exponent in EXPONENTS:
         logarithm = exponent * np.log2(largest) - (1 - exponent) * np.log2(of_weights)
         candidates.append(2.0 ** np.round(logarithm - logarithm.mean()))
-    errors = [expected_error(features, weights, candidate) for candidate in candidates]
+    errors = expected_errors(features, weights, candidates)
     best = int(np.argmin(errors))
     return candidates[best] if errors[best] < LEAST_GAIN * errors[0] else None
 
 
-def expected_error(features: Array, weights: Array, factors: Array) -> float:
-    """The mean squared error of a product, summed over its elements, when both sides are rounded to symmetric 8-bit levels.
+def expected_errors(features: Array, weights: Array, candidates: Sequence[Array]) -> list[float]:
+    """For each choice of factors the mean squared error of a product, summed over its elements, when both sides are rounded to
+    symmetric 8-bit levels.
 
     Rounding makes errors that are spread evenly over a step. So are the values of a feature assumed to be, between the lowest and the
     highest one of a sample; the mean of the samples' largest magnitudes is the range of all.
     """
-    low, high = features[:, 0] / factors, features[:, 1] / factors
-    scaled = weights * factors
-    step = 2 * np.maximum(np.abs(low), np.abs(high)).max(axis=1).mean() / (LEVELS - 1)
-    steps = 2 * np.abs(scaled).max(axis=1) / (LEVELS - 2)
-    power = ((low**2 + low * high + high**2) / 3).mean(axis=0)
-    return float(step**2 * np.sum(scaled**2) + np.sum(steps**2) * np.sum(power)) / 12
+    # All that a choice does to what is summed up over samples and outputs is a factor: they are gone through once.
+    low, high = features[:, 0], features[:, 1]
+    largest, power = np.maximum(np.abs(low), np.abs(high)), ((low**2 + low * high + high**2) / 3).mean(axis=0)
+    magnitudes, squares = np.abs(weights).astype(np.float32), np.sum(weights**2, axis=0)
+    errors = []
+    for factors in candidates:
+        step = 2 * (largest / factors).max(axis=1).mean() / (LEVELS - 1)
+        steps = 2 * (magnitudes * factors.astype(np.float32)).max(axis=1).astype(np.float64) / (LEVELS - 2)
+        errors.append(float(step**2 * (squares @ factors**2) + np.sum(steps**2) * np.sum(power / factors**2)) / 12)
+    return errors
 
 
 def smoothed_statistics(statistics: Statistics, tensor: TensorName, readers: tuple[str, ...], factors: Array) -> Statistics:

@@ -18,7 +18,7 @@ from stages.quantization.noise import ActivationNoise, aligned_model, weight_noi
 from stages.quantization.placement.plan import TensorName, plan_from_json
 from stages.quantization.refinement.accurate_bias import accurate_corrections
 from stages.quantization.refinement.layerwise import tune_layers
-from stages.quantization.solution.smoothing import expected_error, smooth, smoothing_factors
+from stages.quantization.solution.smoothing import expected_errors, smooth, smoothing_factors
 from stages.quantization.statistics.store import load, save
 from stages.runtime.datasets import Sample
 from tests.quantization.quantizing import infer, plan_of, statistics_of
@@ -70,7 +70,8 @@ def test_expected_error_is_that_of_rounding() -> None:
     step, steps = 2 * np.abs(x).max() / 255, 2 * np.abs(w).max(axis=1, keepdims=True) / 254
     rounded = np.round(x / step) * step @ (np.round(w / steps) * steps).T
     measured = np.mean((rounded - x @ w.T) ** 2, axis=0).sum()
-    assert expected_error(features, w, np.ones(16)) == pytest.approx(measured, rel=0.15)
+    (expected,) = expected_errors(features, w, [np.ones(16)])
+    assert expected == pytest.approx(measured, rel=0.15)
 
 
 def test_loud_features_are_divided_by_powers_of_two() -> None:
@@ -82,7 +83,8 @@ def test_loud_features_are_divided_by_powers_of_two() -> None:
     assert factors[LOUD] >= 16 * np.median(others)
     mantissas, _ = np.frexp(factors)
     assert set(mantissas) == {0.5}
-    assert expected_error(features, weights, factors) < 0.1 * expected_error(features, weights, np.ones(FEATURES))
+    smoothed, plain = expected_errors(features, weights, [factors, np.ones(FEATURES)])
+    assert smoothed < 0.1 * plain
 
 
 def test_even_features_stay() -> None:
