@@ -49,6 +49,11 @@ def decibels(signal: float, noise: float) -> float | None:
     return round(10.0 * float(np.log10(signal / noise)), 2) if 0 < signal < math.inf and 0 < noise < math.inf else None
 
 
+def noise_shares(ratios: Mapping[str, float | None]) -> dict[str, float]:
+    """Noise power over signal power of what is given in decibels; none where there is no noise."""
+    return {name: 0.0 if ratio is None else 10.0 ** (-ratio / 10.0) for name, ratio in ratios.items()}
+
+
 def weight_noise(
     model: ov.Model, plan: Plan, ranges: Mapping[str, Range], tuned: Mapping[str, NDArray[np.float32]] | None = None
 ) -> dict[str, float | None]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from stages.quantization.noise import ActivationNoise, aligned_model, weight_noise
+from stages.quantization.noise import ActivationNoise, aligned_model, noise_shares, weight_noise
 from stages.quantization.placement.plan import Plan
 from stages.quantization.solution.solve import Solved
 from stages.runtime import engine
@@ -24,8 +24,7 @@ def quantizer_noise(problem: Problem, plan: Plan, solved: Solved, positions: Seq
     model = problem.model()
     if plan.rewrites:
         model = aligned_model(model, problem.statistics, plan)
-    ratios = weight_noise(model, plan, solved.ranges, solved.own_weights)
-    shares = {name: 0.0 if decibels is None else 10.0 ** (-decibels / 10.0) for name, decibels in ratios.items()}
+    shares = noise_shares(weight_noise(model, plan, solved.ranges, solved.own_weights))
     activations = ActivationNoise(model, plan, solved.ranges)
     if activations.names:
         compiled = engine.compile(activations.model, problem.engine, "f32")

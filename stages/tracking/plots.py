@@ -18,21 +18,12 @@ def plot_effect(rows: Sequence[dict[str, Any]], path: Path) -> None:
         rows: Content of effect.json, worst first: layer, effect_on, sqnr_db.
         path: PNG to write.
     """
-    from matplotlib.figure import Figure
-
     shown = list(rows[:MOST_BARS])
-    figure = Figure(figsize=(9, 1.4 + 0.22 * len(shown)), layout="constrained")
-    axes = figure.add_subplot()
-    axes.barh(range(len(shown)), [100 * row["effect_on"] for row in shown], color=COLORS["weights"], height=0.7)
     names = [_short(row["layer"]) + ("" if row["sqnr_db"] is None else f" ({row['sqnr_db']:.0f} dB)") for row in shown]
-    axes.set_yticks(range(len(shown)), names, fontsize=8)
-    axes.invert_yaxis()
+    figure, axes = _bars([100 * row["effect_on"] for row in shown], names, COLORS["weights"])
     axes.set_ylim(len(shown) - 0.4, -0.6)
     axes.set_xlabel("relative error of the outputs with this layer alone quantized, % (in brackets: its noise)")
     axes.set_title("Effect on the output per layer", fontsize=11, loc="left")
-    axes.grid(axis="x", alpha=0.3)
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, dpi=110)
 
 
@@ -43,22 +34,15 @@ def plot_noise(rows: Sequence[dict[str, Any]], path: Path) -> None:
         rows: Content of noise.json, worst first: layer, kind, sqnr_db.
         path: PNG to write.
     """
-    from matplotlib.figure import Figure
     from matplotlib.patches import Patch
 
     shown = list(rows[:MOST_BARS])
-    figure = Figure(figsize=(9, 1.4 + 0.22 * len(shown)), layout="constrained")
-    axes = figure.add_subplot()
-    axes.barh(range(len(shown)), [row["sqnr_db"] for row in shown], color=[COLORS[row["kind"]] for row in shown], height=0.7)
-    axes.set_yticks(range(len(shown)), [_short(row["layer"]) for row in shown], fontsize=8)
-    axes.invert_yaxis()
+    names, colors = [_short(row["layer"]) for row in shown], [COLORS[row["kind"]] for row in shown]
+    figure, axes = _bars([row["sqnr_db"] for row in shown], names, colors)
     axes.set_ylim(len(shown) - 0.4, -0.6)
     axes.set_xlabel("signal to quantization noise, dB (less is noisier)")
     count = f"the {len(shown)} noisiest of {len(rows)}" if len(rows) > len(shown) else f"all {len(rows)}"
     axes.set_title(f"Quantization noise per layer input: {count}", fontsize=11, loc="left")
-    axes.grid(axis="x", alpha=0.3)
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)
     kinds = dict.fromkeys(row["kind"] for row in shown)
     handles = [Patch(color=COLORS[kind], label=kind) for kind in kinds]
     axes.legend(handles=handles, loc="upper right", frameon=False, fontsize=9)
@@ -191,19 +175,26 @@ def plot_importance(rows: Sequence[dict[str, Any]], path: Path) -> None:
         rows: Content of importance.json, the most important first: parameter, importance, best_choice.
         path: PNG to write.
     """
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(9, 1.4 + 0.22 * len(rows)), layout="constrained")
-    axes = figure.add_subplot()
-    axes.barh(range(len(rows)), [100 * row["importance"] for row in rows], color="#b3264b", height=0.7)
-    axes.set_yticks(range(len(rows)), [f"{_short(row['parameter'])} → {row['best_choice']}" for row in rows], fontsize=8)
-    axes.invert_yaxis()
+    names = [f"{_short(row['parameter'])} → {row['best_choice']}" for row in rows]
+    figure, axes = _bars([100 * row["importance"] for row in rows], names, "#b3264b")
     axes.set_xlabel("share of the objective's variance over trials that the choice explains, %")
     axes.set_title("What matters most, and the choice that does best", fontsize=11, loc="left")
+    figure.savefig(path, dpi=110)
+
+
+def _bars(lengths: Sequence[float], names: Sequence[str], color: str | Sequence[str]) -> tuple[Any, Any]:
+    """A figure of horizontal bars, the first one on top, and its axes."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 1.4 + 0.22 * len(lengths)), layout="constrained")
+    axes = figure.add_subplot()
+    axes.barh(range(len(lengths)), lengths, color=color, height=0.7)
+    axes.set_yticks(range(len(lengths)), names, fontsize=8)
+    axes.invert_yaxis()
     axes.grid(axis="x", alpha=0.3)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
-    figure.savefig(path, dpi=110)
+    return figure, axes
 
 
 def _short(name: str, length: int = 48) -> str:

@@ -24,6 +24,7 @@ from stages.measurement.fidelity import compile_written_out, differences
 from stages.measurement.places import Place, compared
 from stages.quantization.effect.blocks import Block
 from stages.quantization.effect.switched import CHOICE, NONE, Pair, Switched, switched
+from stages.quantization.noise import noise_shares
 from stages.runtime import engine
 from stages.runtime.datasets import Sample
 from stages.runtime.metrics import Metric
@@ -115,7 +116,11 @@ def allowed_inferences(configured: int | None, validation_samples: int) -> int:
 
 def noise_of(blocks: Iterable[Block], ratios: Mapping[str, float | None]) -> dict[Block, float]:
     """Noise power over signal power, summed over a block's quantizers. ratios: SQNR in dB by quantizer."""
-    shares = {name: 0.0 if decibels is None else 10.0 ** (-decibels / 10.0) for name, decibels in ratios.items()}
+    return summed(blocks, noise_shares(ratios))
+
+
+def summed(blocks: Iterable[Block], shares: Mapping[str, float]) -> dict[Block, float]:
+    """What is known by quantizer, summed over a block's quantizers."""
     return {block: sum(shares.get(name, 0.0) for name in block.quantizers) for block in blocks}
 
 
@@ -162,29 +167,14 @@ def measure(
     if not places:
         return Effects(reason="no output can be compared")
     few = counts(len(blocks), len(samples), inferences)
+    noisiest = sorted(blocks, key=lambda block: -noise.get(block, 0.0))[: few.on]
     try:
-        return _measure(pair, places, blocks, noise, metric, samples, settings, inferences, few, advance)
+        runs = _Runs(pair, places, metric, list(samples[: few.samples]), settings, advance)
+        on = runs.distances([block for block in blocks if block in set(noisiest)], quantized=False)
+        worst = sorted(noisiest, key=lambda block: -on[block].error)[: few.off]
+        off = runs.distances([block for block in blocks if block in set(worst)], quantized=True)
     except (UserError, RuntimeError) as error:
         return Effects(reason=f"it could not be computed: {engine.last_line(error)}")
-
-
-def _measure(
-    pair: Pair,
-    places: Sequence[Place],
-    blocks: Sequence[Block],
-    noise: Mapping[Block, float],
-    metric: Metric | None,
-    samples: Sequence[Sample],
-    settings: Engine,
-    inferences: int,
-    few: Counts,
-    advance: Callable[[int], None],
-) -> Effects:
-    runs = _Runs(pair, places, metric, list(samples[: few.samples]), settings, advance)
-    noisiest = sorted(blocks, key=lambda block: -noise.get(block, 0.0))[: few.on]
-    on = runs.distances([block for block in blocks if block in set(noisiest)], quantized=False)
-    worst = sorted(noisiest, key=lambda block: -on[block].error)[: few.off]
-    off = runs.distances([block for block in blocks if block in set(worst)], quantized=True)
     reason = f"{inferences} inferences (evaluate.effect_inferences) are used up" if few.on < len(blocks) else ""
     return Effects(len(runs.samples), on, off, runs.base.get(True), reason)
 

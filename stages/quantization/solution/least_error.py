@@ -10,7 +10,7 @@ that are rounded to zero. How many those are is known of some values of each sam
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -121,6 +121,10 @@ def read_tail(tails: NDArray[np.floating], sizes: NDArray[np.integer]) -> Tail:
     return Tail(values[held][order], owners[order], ends, counts.astype(np.float64), sizes.astype(np.float64), decay)
 
 
+# What finds two borders among candidates for each: `least_error`, or `sample_error.largest_sqnr`.
+Search = Callable[[Array, Array, Sequence[Tail], Body, int], tuple[float, float]]
+
+
 def rounding_error(body: Body, steps: Array) -> Array:
     """The mean squared error of rounding the values inside a range, for each distance between two levels."""
     squares = np.square(body.values)
@@ -150,10 +154,10 @@ def least_error(upper: Array, lower: Array, tails: Sequence[Tail], body: Body, l
     return float(upper[best[0]]), float(lower[best[1]])
 
 
-def least_error_magnitude(tail: Tail, body: Body, levels: int, *, signed: bool) -> float:
+def best_magnitude(search: Search, tail: Tail, body: Body, levels: int, *, signed: bool) -> float:
     """The border of a range that begins at zero, or is symmetric around it (signed), for the tail of magnitudes."""
     # From -x to x there are as many steps as from zero to 2 x.
-    return least_error(tail.candidates(), np.zeros(1), [tail], body, levels // 2 + 1 if signed else levels)[0]
+    return search(tail.candidates(), np.zeros(1), [tail], body, levels // 2 + 1 if signed else levels)[0]
 
 
 def share_border(tail: Tail, probability: float) -> float:

@@ -12,20 +12,21 @@ from stages.quantization.solution.least_error import (
     UNKNOWN,
     Body,
     Tail,
+    best_magnitude,
     least_divergence,
     least_error,
-    least_error_magnitude,
     read_tail,
     share_border,
 )
 from stages.quantization.solution.ranges import SIGN_TOLERANCE
-from stages.quantization.solution.sample_error import largest_sqnr, largest_sqnr_magnitude
+from stages.quantization.solution.sample_error import largest_sqnr
 from stages.quantization.statistics.estimators import LARGEST_SQNR, LEAST_ERROR, PERCENTILE
 from stages.quantization.statistics.store import Statistics
 from stages.quantization.statistics.tails import absolute_tail
 
 Array = NDArray[np.float64]
 
+SEARCHES = {LEAST_ERROR: least_error, LARGEST_SQNR: largest_sqnr}
 CLIPPED = 1e-4  # of all values: 8-bit ranges of least error cut off about as many of a normal distribution, and hardly ever more
 
 
@@ -81,10 +82,8 @@ def unusable(tensor: TensorName, infinite: NDArray[np.integer]) -> str:
 
 
 def _magnitude(tail: Tail, border: Border, body: Body, levels: int, *, signed: bool) -> float:
-    if border.type == LEAST_ERROR:
-        return least_error_magnitude(tail, body, levels, signed=signed)
-    if border.type == LARGEST_SQNR:
-        return largest_sqnr_magnitude(tail, body, levels, signed=signed)
+    if border.type in SEARCHES:
+        return best_magnitude(SEARCHES[border.type], tail, body, levels, signed=signed)
     return _alone(tail, border, body, levels // 2 if signed else levels)
 
 
@@ -92,7 +91,7 @@ def _candidates(tail: Tail, border: Border, known: Array | None, body: Body, lev
     """Where a side of an asymmetric range may end, as magnitudes."""
     if known is not None:
         return np.maximum(known.reshape(1), 0.0)
-    return tail.candidates() if border.type in (LEAST_ERROR, LARGEST_SQNR) else np.array([_alone(tail, border, body, levels // 2)])
+    return tail.candidates() if border.type in SEARCHES else np.array([_alone(tail, border, body, levels // 2)])
 
 
 def _alone(tail: Tail, border: Border, body: Body, levels: int) -> float:

@@ -65,9 +65,3 @@ def largest_sqnr(upper: Array, lower: Array, tails: Sequence[Tail], body: Body, 
         if (high, low) == before:
             break
     return float(upper[high]), float(lower[low])
-
-
-def largest_sqnr_magnitude(tail: Tail, body: Body, levels: int, *, signed: bool) -> float:
-    """The border of a range that begins at zero, or is symmetric around it (signed), for the tail of magnitudes."""
-    # From -x to x there are as many steps as from zero to 2 x.
-    return largest_sqnr(tail.candidates(), np.zeros(1), [tail], body, levels // 2 + 1 if signed else levels)[0]

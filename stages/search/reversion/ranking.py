@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from stages.quantization.effect.blocks import Block
 from stages.quantization.effect.measure import FEWEST_SAMPLES as EFFECT_SAMPLES
-from stages.quantization.effect.measure import measure
+from stages.quantization.effect.measure import measure, summed
 from stages.quantization.effect.switched import Pair
 from stages.quantization.noise import aligned_model
 from stages.quantization.placement.plan import Plan
@@ -56,8 +56,7 @@ def block_noise(problem: Problem, plan: Plan, solved: Solved, blocks: Iterable[B
 
     positions: validation samples on which activations are looked at. One run of the floating-point model serves all blocks.
     """
-    shares = quantizer_noise(problem, plan, solved, positions)
-    return {block: sum(shares.get(name, 0.0) for name in block.quantizers) for block in blocks}
+    return summed(blocks, quantizer_noise(problem, plan, solved, positions))
 
 
 def by_effect(

@@ -8,9 +8,9 @@ import pytest
 from stages.quantization.solution.least_error import (
     UNKNOWN,
     Body,
+    best_magnitude,
     least_divergence,
     least_error,
-    least_error_magnitude,
     read_tail,
     rounding_error,
     share_border,
@@ -53,7 +53,7 @@ DRAWS = {
 def test_symmetric_ranges_have_nearly_the_least_error(name: str) -> None:
     values = DRAWS[name](np.random.default_rng(1)).astype(np.float32)
     magnitudes = np.abs(values)
-    found = least_error_magnitude(read_tail(tails_of(magnitudes), sizes_of(values)), body_of(values), 256, signed=True)
+    found = best_magnitude(least_error, read_tail(tails_of(magnitudes), sizes_of(values)), body_of(values), 256, signed=True)
     tried = [error(values, signed_range(np.asarray(high), 256)) for high in np.linspace(0.05, 1, 60) * magnitudes.max()]
     assert error(values, signed_range(np.asarray(found), 256)) < 1.06 * min(tried)
 
@@ -74,8 +74,8 @@ def test_a_range_from_zero_knows_that_zeros_cost_nothing() -> None:
     draw = np.random.default_rng(3)
     values = np.where(draw.random((20, 20_000)) < 0.9, 0.0, draw.exponential(size=(20, 20_000))).astype(np.float32)
     tail = read_tail(tails_of(values), sizes_of(values))
-    found = least_error_magnitude(tail, body_of(values), 256, signed=False)
-    assert found > 1.05 * least_error_magnitude(tail, UNKNOWN, 256, signed=False)
+    found = best_magnitude(least_error, tail, body_of(values), 256, signed=False)
+    assert found > 1.05 * best_magnitude(least_error, tail, UNKNOWN, 256, signed=False)
     tried = [error(values, Range(np.zeros(1), np.asarray(share * values.max()))) for share in np.linspace(0.05, 1, 60)]
     assert error(values, Range(np.zeros(1), np.asarray(found))) < 1.06 * min(tried)
 
@@ -88,7 +88,7 @@ def test_the_error_of_rounding() -> None:
 
 def test_a_tensor_of_zeros_has_no_border() -> None:
     tail = read_tail(np.zeros((3, 2), np.float32), np.array([10, 10, 10]))
-    assert least_error_magnitude(tail, body_of(np.zeros(30)), 256, signed=False) == 0.0
+    assert best_magnitude(least_error, tail, body_of(np.zeros(30)), 256, signed=False) == 0.0
     assert share_border(tail, 1e-3) == least_divergence(tail, body_of(np.zeros(30)), 256) == 0.0
 
 

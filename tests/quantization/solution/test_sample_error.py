@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from stages.quantization.solution.least_error import UNKNOWN, Body, least_error_magnitude, read_tail
+from stages.quantization.solution.least_error import UNKNOWN, Body, best_magnitude, least_error, read_tail
 from stages.quantization.solution.ranges import Range, asymmetric_range, fake_quantize, signed_range
-from stages.quantization.solution.sample_error import largest_sqnr, largest_sqnr_magnitude, range_error
+from stages.quantization.solution.sample_error import largest_sqnr, range_error
 from tests.quantization.solution.test_least_error import DRAWS, body_of, sizes_of, tails_of
 
 
@@ -20,7 +20,7 @@ def error(values: np.ndarray, borders: Range) -> float:
 def test_symmetric_ranges_have_nearly_the_least_mean_error_in_decibels(name: str) -> None:
     values = DRAWS[name](np.random.default_rng(1)).astype(np.float32)
     magnitudes = np.abs(values)
-    found = largest_sqnr_magnitude(read_tail(tails_of(magnitudes), sizes_of(values)), body_of(values), 256, signed=True)
+    found = best_magnitude(largest_sqnr, read_tail(tails_of(magnitudes), sizes_of(values)), body_of(values), 256, signed=True)
     tried = [error(values, signed_range(np.asarray(high), 256)) for high in np.linspace(0.05, 1, 60) * magnitudes.max()]
     assert error(values, signed_range(np.asarray(found), 256)) < min(tried) + 0.4
 
@@ -41,8 +41,8 @@ def test_a_loud_sample_does_not_decide_for_the_quiet_ones() -> None:
     scale = np.where(np.arange(10) == 0, 16.0, 1.0)[:, None]
     values = (np.linspace(-1, 1, 2000) * scale).astype(np.float32)
     tail = read_tail(tails_of(np.abs(values), 0.999), sizes_of(values))
-    assert largest_sqnr_magnitude(tail, body_of(values), 256, signed=True) == pytest.approx(1.0, rel=0.06)
-    assert least_error_magnitude(tail, body_of(values), 256, signed=True) == pytest.approx(16.0, rel=0.06)
+    assert best_magnitude(largest_sqnr, tail, body_of(values), 256, signed=True) == pytest.approx(1.0, rel=0.06)
+    assert best_magnitude(least_error, tail, body_of(values), 256, signed=True) == pytest.approx(16.0, rel=0.06)
 
 
 def test_the_error_of_a_range() -> None:
@@ -64,4 +64,4 @@ def test_half_the_step_is_six_decibels() -> None:
 
 def test_a_tensor_of_zeros_has_no_border() -> None:
     tail = read_tail(np.zeros((3, 2), np.float32), np.array([10, 10, 10]))
-    assert largest_sqnr_magnitude(tail, body_of(np.zeros(30)), 256, signed=False) == 0.0
+    assert best_magnitude(largest_sqnr, tail, body_of(np.zeros(30)), 256, signed=False) == 0.0
