@@ -22,6 +22,7 @@ from tests.quantization.effect.measuring import CORRECTION, Made, made
 from tests.quantization.quantizing import infer, types
 from tests.quantization.reference_runs import core
 from tests.quantization.small import convolution, images, matmul, model, named, parameter, random
+from tests.quantization.solution import test_smoothing
 
 
 def runner(parts: Switched) -> Callable[[np.ndarray, int], list[np.ndarray]]:
@@ -59,6 +60,7 @@ CASES: dict[str, Any] = {
     "asymmetric": lambda: (branches(), images(4), {"preset": "accuracy"}),
     "aligned": lambda: (*_of(culprits.depthwise()), {}),
     "dynamic": lambda: (*_of(culprits.dynamic()), {}),
+    "smoothed": lambda: (test_smoothing.network(), test_smoothing.samples(4), test_smoothing.CONFIG),
     "halved": lambda: (*_of(culprits.residual()), {"saturation_fix": "all"}),
 }
 
