@@ -11,6 +11,7 @@ from stages.common import artifacts
 from stages.common.errors import UserError
 from stages.configuration.schema import Config
 from stages.report import accuracy_aware, search_results, tune
+from stages.report.measured import models, to_deploy
 
 BEST = "best"
 
@@ -55,7 +56,7 @@ def deployable(config: Config, name: str) -> Deployable:
     Raises:
         UserError: the stage that makes it is off, or an artifact is missing.
     """
-    name = search_results.to_deploy() if name == BEST else name
+    name = to_deploy(models()).kind if name == BEST else name
     evaluation = artifacts.read_json(artifacts.folder("evaluate") / "evaluation.json")
     speed = artifacts.read_json(artifacts.folder("evaluate") / "latency.json")
     made = _MAKERS[name](config, evaluation, speed)

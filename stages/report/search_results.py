@@ -15,13 +15,6 @@ def result(stage: str, build: Path = artifacts.BUILD) -> dict[str, Any]:
     return found if found["enabled"] else {}
 
 
-def to_deploy() -> str:
-    """The model of the last search whose budget holds, else int8."""
-    if (tuned := result("tune")) and tuned["best"]["within_budget"]:
-        return "tune"
-    return "accuracy_aware" if (kept := result("accuracy_aware")) and kept["holds"] else "int8"
-
-
 def table(stage: str, name: str) -> list[dict[str, Any]]:
     """One of a stage's tables, e.g. `trials`; empty where the stage is disabled."""
     rows: list[dict[str, Any]] = artifacts.read_json(artifacts.folder(stage) / f"{name}.json")

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from stages.common import artifacts
 from stages.configuration.schema import Config
 from stages.report import search_results
+from stages.report.measured import models, to_deploy
 from stages.tracking.store import SQLITE
 
 if TYPE_CHECKING:
@@ -29,7 +30,7 @@ def log_model(client: MlflowClient, config: Config, experiment_id: str, run_id: 
     """Log the model to deploy with a run's result; its id."""
     from mlflow.entities import LoggedModelOutput
 
-    name = search_results.to_deploy()
+    name = to_deploy(models()).kind
     logged = client.create_logged_model(experiment_id, name=name, source_run_id=run_id, model_type="openvino")
     with tempfile.TemporaryDirectory() as folder:
         _write(Path(folder), config, name, logged.model_id, run_id)
